@@ -1,0 +1,51 @@
+"""blockbuster: any function over an image larger than memory, tile by tile, with one consistent result."""
+
+from blockbuster.budget import auto_tile_shape
+from blockbuster.cluster import make_local_cluster
+from blockbuster.emptiness import EmptyTiles, estimate_empty_tiles
+from blockbuster.errors import (
+    BlockbusterError,
+    GeometryError,
+    ImageError,
+    LabelOverflowError,
+    OutputError,
+    OutputExistsError,
+    ParameterError,
+    ResumeError,
+    SchedulerError,
+    StageError,
+    TileError,
+)
+from blockbuster.labels import label
+from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
+from blockbuster.tiles import merge_tile_labels, tile_process
+from blockbuster.unions import Contact, Overlapping, Touching, Where
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockbusterError",
+    "Contact",
+    "EmptyTiles",
+    "GeometryError",
+    "ImageError",
+    "LabelOverflowError",
+    "OutputError",
+    "OutputExistsError",
+    "Overlapping",
+    "ParameterError",
+    "ResumeError",
+    "SchedulerError",
+    "StageError",
+    "TileError",
+    "Touching",
+    "Where",
+    "auto_tile_shape",
+    "estimate_empty_tiles",
+    "label",
+    "make_local_cluster",
+    "merge_tile_labels",
+    "relabel_sequential_array",
+    "relabel_sequential_zarr",
+    "tile_process",
+]

@@ -1,0 +1,384 @@
+"""Dask graphs: the only module that builds them.
+
+::
+
+    begin ──► stage 0 ──► scan 0..63 ──► unite ──► finish 0
+          ├─► stage 1 ──┘                       ├─► finish 1
+          └─► ...                               └─► ...
+
+One task per tile and step. What is common to all tasks is the value of one key, so that no task carries it; the steps
+pass on counts and pairs of labels, never voxels: these go through the stage.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import DataNode, List, Task, TaskRef
+from dask.base import compute, optimize
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from numpy.typing import NDArray
+
+from blockbuster.grid import Region, Tile, TileGrid, region_shape
+
+__all__ = [
+    "Blocks",
+    "RunGraph",
+    "Steps",
+    "array_of",
+    "compute_arrays",
+    "compute_value",
+    "map_tiles",
+    "renumbered_blocks",
+    "run_graph",
+    "scalar_of",
+]
+
+Layer: TypeAlias = dict[Any, Any]
+
+_SCAN_TILES = 64
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The work of a run: picklable functions, each one task.
+
+    Attributes
+    ----------
+    begin : callable
+        ``() -> run``: what every other task gets as its first argument.
+    stage : callable
+        ``(run, block_id, *blocks) -> None``; blocks are the padded regions of inputs that are not stored.
+    scan : callable
+        ``(run, block_ids) -> part``, after these tiles and their neighbours are staged.
+    unite : callable
+        ``(run, parts) -> result``.
+    finish : callable
+        ``(run, number) -> value``, after all the rest.
+    """
+
+    begin: Callable[[], Any]
+    stage: Callable[..., None]
+    scan: Callable[[Any, tuple[int, ...]], Any]
+    unite: Callable[[Any, list[Any]], Any]
+    finish: Callable[[Any, int], Any]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A dask array each of whose blocks is one padded tile."""
+
+    array: da.Array
+
+
+@dataclass(frozen=True)
+class RunGraph:
+    """The graph of a run up to its union, on which the last step is built.
+
+    Attributes
+    ----------
+    token : str
+        In the name of every key of the run.
+    """
+
+    token: str
+    layers: dict[str, Any]
+    dependencies: dict[str, set[str]]
+    begin: TaskRef
+    union: TaskRef
+    steps: Steps
+
+    def key(self, step: str) -> str:
+        """Name of the keys of one step."""
+        return f"{step}-{self.token}"
+
+
+def run_graph(
+    steps: Steps,
+    grid: TileGrid,
+    block_ids: Sequence[int],
+    neighbours: Callable[[int], Sequence[int]],
+    images: Sequence[NDArray[Any] | da.Array | Blocks | None],
+    *,
+    resources: Mapping[str, float] | None,
+) -> RunGraph:
+    """Tasks that stage, scan and unite some tiles.
+
+    Parameters
+    ----------
+    steps : Steps
+        What the tasks do.
+    grid : TileGrid
+        The tiles.
+    block_ids : sequence of int
+        Tiles to stage.
+    neighbours : callable
+        The other tiles whose records the scan of a tile reads.
+    images : sequence of (ndarray, dask array, Blocks or None)
+        Inputs whose padded regions the tasks are given; None for one that the task reads itself.
+    resources : mapping, optional
+        Resources of distributed workers that one staging task takes.
+    """
+    token = uuid.uuid4().hex
+    begin_key, union_key = f"begin-{token}", f"unite-{token}"
+    run = TaskRef(begin_key)
+    layers: dict[str, Any] = {begin_key: {begin_key: Task(begin_key, steps.begin)}}
+    dependencies: dict[str, set[str]] = {begin_key: set()}
+    given = [
+        _giver(image, f"pieces{number}-{token}", layers, dependencies)
+        for number, image in enumerate(images)
+        if image is not None
+    ]
+    stage_name, scan_name = f"stage-{token}", f"scan-{token}"
+    staged: Layer = {}
+    for block_id in block_ids:
+        blocks = [block(grid.tile(block_id)) for block in given] if given else ()
+        key = (stage_name, block_id)
+        staged[key] = Task(key, steps.stage, run, block_id, *blocks)
+    layers[stage_name] = MaterializedLayer(staged, annotations={"resources": dict(resources)} if resources else None)
+    dependencies[stage_name] = set(layers) - {stage_name}
+    layers[scan_name] = _scan_layer(steps, run, scan_name, stage_name, block_ids, neighbours)
+    dependencies[scan_name] = {begin_key, stage_name}
+    parts = List(*(TaskRef(key) for key in layers[scan_name]))
+    layers[union_key] = {union_key: Task(union_key, steps.unite, run, parts)}
+    dependencies[union_key] = {begin_key, scan_name}
+    return RunGraph(token, layers, dependencies, run, TaskRef(union_key), steps)
+
+
+def array_of(graph: RunGraph, grid: TileGrid, block_ids: Sequence[int], dtype: np.dtype[Any]) -> da.Array:
+    """The lazy array of the final blocks: tiles not in `block_ids` are 0."""
+    name = graph.key("labels")
+    wanted = set(block_ids)
+    blocks: Layer = {}
+    indices = itertools.product(*(range(len(c)) for c in grid.chunks))
+    empty = 0 in grid.shape
+    for number, index in enumerate(indices):
+        key = (name, *index)
+        if empty or number not in wanted:
+            shape = tuple(c[i] for c, i in zip(grid.chunks, index, strict=True))
+            blocks[key] = Task(key, np.zeros, shape, dtype)
+        else:
+            blocks[key] = Task(key, _after, graph.union, graph.steps.finish, graph.begin, number)
+    layers = {**graph.layers, name: blocks}
+    dependencies = {**graph.dependencies, name: {graph.key("begin"), graph.key("unite")}}
+    return da.Array(HighLevelGraph(layers, dependencies), name, grid.chunks, dtype=dtype)
+
+
+def compute_value(graph: RunGraph, numbers: Sequence[int]) -> Any:
+    """Run everything, the last step for each of `numbers`; returns the result of the union."""
+    name, end = graph.key("finish"), graph.key("end")
+    finished: Layer = {}
+    for number in numbers:
+        key = (name, number)
+        finished[key] = Task(key, _after, graph.union, graph.steps.finish, graph.begin, number)
+    done = List(*(TaskRef(key) for key in finished))
+    layers = {**graph.layers, name: finished, end: {end: Task(end, _first, graph.union, done)}}
+    dependencies = {
+        **graph.dependencies,
+        name: {graph.key("begin"), graph.key("unite")},
+        end: {graph.key("unite"), name},
+    }
+    return Delayed(end, HighLevelGraph(layers, dependencies)).compute()
+
+
+def scalar_of(graph: RunGraph, function: Callable[[Any], int]) -> da.Array:
+    """The lazy 0-d array of a number that the result of the union tells."""
+    name = graph.key("scalar")
+    key = (name,)
+    layers = {**graph.layers, name: {key: Task(key, _scalar, graph.union, function)}}
+    dependencies = {**graph.dependencies, name: {graph.key("unite")}}
+    return da.Array(HighLevelGraph(layers, dependencies), name, (), dtype=np.int64)
+
+
+def compute_arrays(*arrays: da.Array) -> tuple[NDArray[Any], ...]:
+    """Arrays in memory, their common graph run once."""
+    computed: tuple[NDArray[Any], ...] = compute(*arrays, optimize_graph=False)
+    return computed
+
+
+def map_tiles(
+    function: Callable[[Tile, NDArray[Any] | None], Any], grid: TileGrid, image: NDArray[Any] | da.Array | Blocks | None
+) -> list[Any]:
+    """One small value per tile, in row-major order: ``function(tile, padded block)``.
+
+    Parameters
+    ----------
+    function : callable
+        Gets None for the block where `image` is None: it reads that itself.
+    grid : TileGrid
+        The tiles.
+    image : ndarray, dask array or None
+        What is not stored.
+    """
+    token = uuid.uuid4().hex
+    name, shared, end = f"map-{token}", f"function-{token}", f"end-{token}"
+    layers: dict[str, Any] = {shared: {shared: DataNode(shared, function)}}
+    dependencies: dict[str, set[str]] = {shared: set()}
+    block = _giver(image, f"pieces-{token}", layers, dependencies) if image is not None else None
+    mapped: Layer = {}
+    for tile in grid.tiles():
+        key = (name, tile.block_id)
+        mapped[key] = Task(key, _call, TaskRef(shared), tile, block(tile) if block is not None else None)
+    dependencies[name] = set(layers)
+    layers[name] = mapped
+    layers[end] = {end: Task(end, list, List(*(TaskRef(key) for key in mapped)))}
+    dependencies[end] = {name}
+    values: list[Any] = Delayed(end, HighLevelGraph(layers, dependencies)).compute()
+    return values
+
+
+def renumbered_blocks(
+    first: da.Array,
+    labels: da.Array,
+    find: Callable[[NDArray[Any]], Any],
+    join: Callable[[list[Any]], list[Any]],
+    change: Callable[[NDArray[Any], Any], NDArray[Any]],
+) -> da.Array:
+    """Change each block of `labels` by what all blocks of `first`, the same array, tell together.
+
+    Parameters
+    ----------
+    find : callable
+        ``block -> found``, for each block of `first`.
+    join : callable
+        ``[found, ...] -> [told, ...]``, one for each block.
+    change : callable
+        ``(block, told) -> block``, for each block of `labels`.
+    """
+    token = uuid.uuid4().hex
+    name, found_name, told_name, end = (f"{step}-{token}" for step in ("labels", "found", "told", "joined"))
+    indices = list(itertools.product(*map(range, labels.numblocks)))
+    found: Layer = {(found_name, *i): Task((found_name, *i), find, TaskRef((first.name, *i))) for i in indices}
+    joined: Layer = {end: Task(end, join, List(*(TaskRef(key) for key in found)))}
+    told: Layer = {
+        (told_name, *i): Task((told_name, *i), operator.getitem, TaskRef(end), n) for n, i in enumerate(indices)
+    }
+    changed: Layer = {
+        (name, *i): Task((name, *i), change, TaskRef((labels.name, *i)), TaskRef((told_name, *i))) for i in indices
+    }
+    base = HighLevelGraph.merge(first.dask, labels.dask)
+    layers: dict[str, Any] = {**base.layers, found_name: found, end: joined, told_name: told, name: changed}
+    dependencies: dict[str, set[str]] = {
+        **base.dependencies,
+        found_name: {first.name},
+        end: {found_name},
+        told_name: {end},
+        name: {labels.name, told_name},
+    }
+    return da.Array(HighLevelGraph(layers, dependencies), name, labels.chunks, dtype=labels.dtype)
+
+
+def _scalar(value: Any, function: Callable[[Any], int]) -> NDArray[np.int64]:
+    return np.array(function(value), np.int64)
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _giver(
+    image: NDArray[Any] | da.Array | Blocks, name: str, layers: dict[str, Any], dependencies: dict[str, set[str]]
+) -> Callable[[Tile], Any]:
+    """What gives a task the padded region of a tile; adds to the graph what that takes."""
+    if isinstance(image, np.ndarray):
+        return lambda tile: image[tile.padded]
+    (optimized,) = optimize(image.array if isinstance(image, Blocks) else image)
+    source = HighLevelGraph.from_collections(f"source-{name}", {}, dependencies=[optimized])
+    layers.update(source.layers)
+    dependencies.update(source.dependencies)
+    if isinstance(image, Blocks):
+        return lambda tile: TaskRef((optimized.name, *tile.index))
+    pieces = _Pieces(optimized, name)
+    layers[name] = pieces.parts
+    dependencies[name] = set(source.layers)
+    return pieces.block
+
+
+def _scan_layer(
+    steps: Steps,
+    run: TaskRef,
+    name: str,
+    stage_name: str,
+    block_ids: Sequence[int],
+    neighbours: Callable[[int], Sequence[int]],
+) -> Layer:
+    chosen = set(block_ids)
+    layer: Layer = {}
+    for number, begin in enumerate(range(0, len(block_ids), _SCAN_TILES)):
+        batch = tuple(block_ids[begin : begin + _SCAN_TILES])
+        needed = dict.fromkeys(batch)
+        for block_id in batch:
+            needed.update(dict.fromkeys(n for n in neighbours(block_id) if n in chosen))
+        after = List(*(TaskRef((stage_name, n)) for n in needed))
+        key = (name, number)
+        layer[key] = Task(key, _after, after, steps.scan, run, batch)
+    return layer
+
+
+def _after(_barrier: object, function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _first(value: Any, _rest: object) -> Any:
+    return value
+
+
+class _Pieces:
+    """The blocks of a dask array cut to what padded tiles need of them.
+
+    A block that a tile needs whole is the task's own input. Of others only the part needed is passed on, once for all
+    tiles that need the same part, so that the block itself can be released.
+    """
+
+    def __init__(self, image: da.Array, name: str) -> None:
+        self.parts: Layer = {}
+        self._image = image
+        self._name = name
+        self._bounds = [tuple(itertools.accumulate(c, initial=0)) for c in image.chunks]
+
+    def block(self, tile: Tile) -> Task:
+        """A task that puts the padded region of `tile` together."""
+        ranges = [
+            [i for i, (lo, hi) in enumerate(itertools.pairwise(cuts)) if lo < s.stop and hi > s.start]
+            for cuts, s in zip(self._bounds, tile.padded, strict=True)
+        ]
+        placed = [self._placed(index, tile.padded) for index in itertools.product(*ranges)]
+        regions = [region for region, _ in placed]
+        return Task(None, _assemble, tile.padded_shape, self._image.dtype, regions, List(*(ref for _, ref in placed)))
+
+    def _placed(self, index: tuple[int, ...], padded: Region) -> tuple[Region, TaskRef]:
+        block = [(cuts[i], cuts[i + 1]) for cuts, i in zip(self._bounds, index, strict=True)]
+        common = [(max(lo, s.start), min(hi, s.stop)) for (lo, hi), s in zip(block, padded, strict=True)]
+        where = tuple(slice(a - s.start, b - s.start) for (a, b), s in zip(common, padded, strict=True))
+        key = (self._image.name, *index)
+        if common == block:
+            return where, TaskRef(key)
+        part = tuple(slice(a - lo, b - lo) for (a, b), (lo, _) in zip(common, block, strict=True))
+        part_key = (self._name, *index, *(bound for s in part for bound in (s.start, s.stop)))
+        if part_key not in self.parts:
+            self.parts[part_key] = Task(part_key, _cut, TaskRef(key), part)
+        return where, TaskRef(part_key)
+
+
+def _cut(block: NDArray[Any], part: Region) -> NDArray[Any]:
+    # A copy: a view would keep the whole block in memory.
+    return np.array(block[part])
+
+
+def _assemble(
+    shape: tuple[int, ...], dtype: np.dtype[Any], regions: Sequence[Region], blocks: Sequence[Any]
+) -> NDArray[Any]:
+    if len(blocks) == 1 and region_shape(regions[0]) == shape:
+        return np.asarray(blocks[0])
+    out = np.empty(shape, dtype)
+    for region, block in zip(regions, blocks, strict=True):
+        out[region] = block
+    return out

@@ -1,0 +1,234 @@
+"""Zarr arrays that appear whole or not at all.
+
+An output is written beside its store under a name of its own and renamed into place when it is complete. What it
+replaces is set aside first, and removed last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from blockbuster.errors import OutputError, OutputExistsError, ParameterError
+from blockbuster.grid import Region, TileGrid
+from blockbuster.stores import with_fast_codecs
+
+__all__ = ["Output", "chunks_within", "plan_output"]
+
+# A chunk of 2^22 voxels is 16 MiB of int32: few files, and well below what blosc can take.
+_CHUNK_VOXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Output:
+    """An array of a zarr store in the making.
+
+    Attributes
+    ----------
+    root : str
+        Absolute path of the store.
+    component : str
+        Path of the array within the store.
+    partial : str
+        Where the array is until it is complete.
+    """
+
+    root: str
+    component: str
+    partial: str
+    opening: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def path(self) -> Path:
+        """Where the array will be."""
+        return Path(self.root, self.component)
+
+    def create(self, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], axes: str | None) -> None:
+        """Make the empty array, in the zarr format of the store; does nothing where it is there already.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be made.
+        """
+        form = _format_of(self.root)
+        options: dict[str, Any] = {"compressors": BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")}
+        if form == 2:
+            options = {"compressors": Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)}
+            options["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+        elif axes is not None:
+            options["dimension_names"] = list(axes)
+        if _node_kind(Path(self.partial)) == "array":
+            return
+        self.discard()
+        try:
+            os.makedirs(os.path.dirname(self.partial), exist_ok=True)
+            zarr.create_array(
+                self.partial,
+                shape=tuple(shape),
+                chunks=tuple(chunks),
+                dtype=dtype,
+                zarr_format=form,
+                fill_value=0,
+                **options,
+            )
+        except OSError as error:
+            self.discard()
+            raise OutputError(f"The output {self.path} cannot be written: {error}. Choose another write_to.") from error
+
+    def write(self, region: Region, block: NDArray[Any]) -> None:
+        """Write whole chunks."""
+        _opened(self)[region] = block
+
+    def annotate(self, attributes: dict[str, Any]) -> None:
+        """Add attributes to the array."""
+        zarr.open_array(self.partial, mode="r+").attrs.update(attributes)
+
+    def commit(self, *, overwrite: bool) -> zarr.Array[Any]:
+        """Put the complete array in its place.
+
+        Raises
+        ------
+        OutputExistsError
+            If another one has come there and `overwrite` is not set.
+        """
+        form = _format_of(self.root)
+        aside = f"{self.partial}.replaced"
+        if self.component:
+            self._make_groups(form)
+        if self.path.exists() and os.path.exists(self.partial):
+            if not overwrite:
+                raise _exists(self.path)
+            os.rename(self.path, aside)
+        if os.path.exists(self.partial):
+            os.makedirs(self.path.parent, exist_ok=True)
+            os.rename(self.partial, self.path)
+        if os.path.exists(aside):
+            shutil.rmtree(aside)
+        return self.open()
+
+    def open(self) -> zarr.Array[Any]:
+        """The array in its place."""
+        return zarr.open_array(self.root, path=self.component, mode="r")
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.partial)
+
+    def _make_groups(self, form: Literal[2, 3]) -> None:
+        parts = self.component.split("/")[:-1]
+        for depth in range(len(parts) + 1):
+            if _node_kind(Path(self.root, *parts[:depth])) is None:
+                zarr.open_group(self.root, path="/".join(parts[:depth]), mode="a", zarr_format=form)
+
+
+def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Sequence[Path | None]) -> Output:
+    """Where an output goes, checked before anything is done.
+
+    Parameters
+    ----------
+    write_to : path
+        A zarr store on a local file system; made if there is none.
+    component : str
+        Path of the array within the store; "" for the store itself.
+    overwrite : bool
+        Whether an existing array may be replaced.
+    inputs : sequence of (Path or None)
+        Arrays that are read, never to be written.
+
+    Raises
+    ------
+    OutputExistsError
+        If the array is there and `overwrite` is not set.
+    OutputError
+        If the output would lie in an input or in another array.
+    """
+    if not isinstance(write_to, str | os.PathLike) or "://" in os.fspath(write_to):
+        raise ParameterError(
+            f"write_to {write_to!r} is not a path on a local file system. Give the path of a zarr store."
+        )
+    root = Path(os.path.abspath(write_to))
+    component = component.strip("/")
+    if any(part in ("", ".", "..") for part in component.split("/")) and component:
+        raise ParameterError(f"output_component {component!r} must be a path within the store, such as 'labels/cells'.")
+    path = root / component
+    for source in filter(None, inputs):
+        if _same_or_within(path, source) or _same_or_within(source, path):
+            raise OutputError(f"The output {path} would overwrite the input {source}. Inputs are never written.")
+    for parent in [root, *(root.joinpath(*component.split("/")[:n]) for n in range(1, component.count("/") + 1))]:
+        if parent != path and _node_kind(parent) == "array":
+            raise OutputError(f"The output {path} would lie within the zarr array {parent}. Choose another component.")
+    if path.exists() and not overwrite:
+        raise _exists(path)
+    name = f".{'-'.join([root.name, *component.split('/')]).strip('-')}.{uuid.uuid4().hex[:8]}.partial"
+    return Output(str(root), component, str(_workplace(root) / name))
+
+
+def chunks_within(grid: TileGrid) -> tuple[int, ...]:
+    """Chunks of moderate size for an output: parts of a tile of a regular grid, so that no two tiles share one."""
+    chunk = [max(n, 1) for n in grid.tile_shape]
+    while math.prod(chunk) > _CHUNK_VOXELS:
+        factors = [(c, axis) for axis, c in enumerate(chunk) if _smallest_factor(c) > 1]
+        if not factors:
+            break
+        c, axis = max(factors)
+        chunk[axis] = c // _smallest_factor(c)
+    return tuple(chunk)
+
+
+def _smallest_factor(n: int) -> int:
+    """The smallest factor above 1 that leaves a chunk of at least 16, or 1."""
+    return next((f for f in range(2, n // 16 + 1) if n % f == 0), 1)
+
+
+def _workplace(root: Path) -> Path:
+    """The folder beside the store; the store itself where it is mounted, since renames do not cross file systems."""
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if existing == root and os.stat(root).st_dev != os.stat(root.parent).st_dev:
+        return root
+    return root.parent
+
+
+def _same_or_within(path: Path, other: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(other))
+
+
+def _exists(path: Path) -> OutputExistsError:
+    return OutputExistsError(
+        f"There is already something at {path}. Give overwrite=True to replace it, or another name."
+    )
+
+
+def _node_kind(path: Path) -> str | None:
+    """ "array", "group" or None, by the metadata that lies in a folder."""
+    if (path / ".zarray").exists():
+        return "array"
+    if (path / ".zgroup").exists():
+        return "group"
+    if (path / "zarr.json").exists():
+        return "array" if isinstance(zarr.open(path, mode="r"), zarr.Array) else "group"
+    return None
+
+
+def _format_of(root: str) -> Literal[2, 3]:
+    return 2 if any(Path(root, name).exists() for name in (".zgroup", ".zarray")) else 3
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(output: Output) -> zarr.Array[Any]:
+    return with_fast_codecs(zarr.open_array(output.partial, mode="r+"))

@@ -1,0 +1,99 @@
+"""How far a run is, for people who wait: tiles done, on any scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from dask.callbacks import Callback
+from tqdm.auto import tqdm
+
+from blockbuster.cluster import Scheduler
+
+__all__ = ["Progress", "shown"]
+
+Progress: TypeAlias = bool | Callable[[int, int], None]
+
+_INTERVAL = 0.2
+_UNFINISHED = {"waiting", "queued", "no-worker", "processing", "erred"}
+
+
+@contextlib.contextmanager
+def shown(progress: Progress, scheduler: Scheduler, keys: set[str], total: int) -> Iterator[None]:
+    """Report the tasks of some steps as they are done.
+
+    Parameters
+    ----------
+    progress : bool or callable
+        True for a bar on the terminal or in the notebook; a callable gets ``(done, total)``.
+    scheduler : Scheduler
+        What runs the tasks.
+    keys : set of str
+        Names of the keys to count.
+    total : int
+        How many there are.
+    """
+    if not progress:
+        yield
+        return
+    with _reporter(progress, total) as report:
+        watch = _watched_client if scheduler.client is not None else _watched_tasks
+        with watch(scheduler, keys, report):
+            yield
+        report(total)
+
+
+@contextlib.contextmanager
+def _reporter(progress: Progress, total: int) -> Iterator[Callable[[int], None]]:
+    if callable(progress):
+        yield lambda done: progress(done, total)
+        return
+    with tqdm(total=total, unit="tile", desc="blockbuster") as bar:
+
+        def report(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield report
+
+
+@contextlib.contextmanager
+def _watched_tasks(_scheduler: Scheduler, keys: set[str], report: Callable[[int], None]) -> Iterator[None]:
+    done = 0
+
+    def count(key: Any, *_rest: object) -> None:
+        nonlocal done
+        if isinstance(key, tuple) and key[0] in keys:
+            done += 1
+            report(done)
+
+    with Callback(posttask=count):
+        yield
+
+
+@contextlib.contextmanager
+def _watched_client(scheduler: Scheduler, keys: set[str], report: Callable[[int], None]) -> Iterator[None]:
+    client = scheduler.client
+    assert client is not None
+    stop = threading.Event()
+
+    def watch() -> None:
+        done = 0
+        while not stop.wait(_INTERVAL):
+            # The scheduler forgets a step once all that needs it is done: never count back.
+            done = max(done, client.run_on_scheduler(_finished_tasks, keys=keys))
+            report(done)
+
+    thread = threading.Thread(target=watch, name="blockbuster-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _finished_tasks(keys: set[str], dask_scheduler: Any = None) -> int:
+    groups = [dask_scheduler.task_groups[key] for key in keys if key in dask_scheduler.task_groups]
+    return sum(n for group in groups for state, n in group.states.items() if state not in _UNFINISHED)

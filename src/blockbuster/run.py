@@ -1,0 +1,362 @@
+"""From a plan to labels: lazy, in memory, or stored; new or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import DTypeLike
+
+from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_stage_visible
+from blockbuster.errors import GeometryError, ParameterError, SchedulerError
+from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
+from blockbuster.grid import TileGrid, forward_offsets
+from blockbuster.outputs import Output, chunks_within, plan_output
+from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages
+from blockbuster.progress import Progress, shown
+from blockbuster.sources import Image, StoredImage, given
+from blockbuster.stage import Manifest, Stage
+from blockbuster.steps import Job, Kernel, Report, begin, final_block, scan, stage_tile, unite, write_block
+from blockbuster.stores import open_node
+from blockbuster.unions import Numbering, Rule
+
+__all__ = ["Destination", "Outcome", "Plan", "check_block_ids", "check_dtype", "execute"]
+
+logger = logging.getLogger("blockbuster")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute: the same for every way of computing it.
+
+    Attributes
+    ----------
+    operation : str
+        Name of the public function.
+    parameters : dict
+        What tells two runs apart besides image, function, grid and rules; values as words.
+    """
+
+    operation: str
+    image: Image
+    mask: Image | None
+    grid: TileGrid
+    kernel: Kernel
+    rules: tuple[Rule, ...]
+    numbering: Numbering
+    dtype: np.dtype[Any]
+    block_ids: tuple[int, ...] | None
+    function: str
+    parameters: dict[str, str]
+    empty_threshold: float | None = None
+    use_gpu: bool = False
+
+    @property
+    def tiles(self) -> Sequence[int]:
+        """Numbers of the tiles of the run."""
+        return range(self.grid.n_tiles) if self.block_ids is None else self.block_ids
+
+    @property
+    def inputs(self) -> list[Image]:
+        """What is read."""
+        return [image for image in (self.image, self.mask) if image is not None]
+
+    def manifest(self, target: str) -> Manifest:
+        """The run, field by field, for the one who resumes it."""
+        return {
+            "operation": self.operation,
+            "target": target,
+            "image": self.image.identity(),
+            "mask": "none" if self.mask is None else self.mask.identity(),
+            "function": self.function,
+            "tiles": repr(self.grid.bounds if not self.grid.is_regular else (self.grid.shape, self.grid.tile_shape)),
+            "overlap": repr(self.grid.overlap),
+            "merge": repr(self.rules),
+            "numbering": self.numbering,
+            "dtype": str(self.dtype),
+            "block_ids": "all" if self.block_ids is None else repr(self.block_ids),
+            **self.parameters,
+        }
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a result goes and how it is made: the shared options of the operations."""
+
+    write_to: Any = None
+    output_component: str = "labels"
+    compute: bool = False
+    progress: Progress = False
+    stage_dir: Any = None
+    keep_stage: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an operation gives back.
+
+    Attributes
+    ----------
+    labels : dask.array.Array or ndarray
+        Final labels.
+    n_objects : int or dask.array.Array
+        Objects; lazy where the labels are.
+    """
+
+    labels: Any
+    n_objects: Any
+
+
+def execute(plan: Plan, to: Destination) -> Outcome:
+    """Make the lazy array, the array in memory, or the stored array that `to` asks for."""
+    _show_lines(to.verbose)
+    scheduler = active_scheduler()
+    check_picklable(scheduler, "fn", plan.kernel)
+    _check_gpu(plan, scheduler)
+    manifest = plan.manifest(_target(to, plan))
+    if to.write_to is not None:
+        return _to_store(plan, to, manifest, scheduler)
+    owner = _stage_for(plan, to, manifest)
+    job = _job(plan, to, owner.stage, manifest, scheduler)
+    graph = _graph(plan, job, owner, scheduler)
+    array, count = array_of(graph, plan.grid, plan.tiles, plan.dtype), scalar_of(graph, _n_objects)
+    if not to.compute:
+        return Outcome(array, count)
+    keys, total = {graph.key("stage"), graph.key("labels")}, 2 * len(plan.tiles)
+    with _eager(owner, job, scheduler), shown(to.progress, scheduler, keys, total):
+        labels, n_objects = compute_arrays(array, count)
+        return Outcome(labels, int(n_objects))
+
+
+def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> Outcome:
+    """Run everything with a stored array as its sink."""
+    done = _done_before(to, manifest)
+    if done is not None:
+        return done
+    output = plan_output(to.write_to, to.output_component, overwrite=to.overwrite, inputs=[i.home for i in plan.inputs])
+    owner = _stage_for(plan, to, manifest)
+    output = replace(output, partial=_partial_of(owner.stage, output))
+    job = _job(plan, to, owner.stage, manifest, scheduler, output)
+    graph = _graph(plan, job, owner, scheduler)
+    numbers = _final_numbers(plan, job.final_grid)
+    keys, total = {graph.key("stage"), graph.key("finish")}, len(plan.tiles) + len(numbers)
+    with _eager(owner, job, scheduler):
+        output.create(plan.grid.shape, chunks_within(plan.grid), plan.dtype, plan.image.axes)
+        with shown(to.progress, scheduler, keys, total):
+            report: Report = compute_value(graph, numbers)
+        output.annotate({"blockbuster": _provenance(manifest, report)})
+        output.commit(overwrite=to.overwrite)
+    return Outcome(_lazily(output.root, output.component), report.n_objects)
+
+
+def _n_objects(report: Report) -> int:
+    return report.n_objects
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype of labels.
+
+    Raises
+    ------
+    ParameterError
+        If it is not one of integers.
+    """
+    made = np.dtype(dtype)
+    if made.kind not in "iu":
+        raise ParameterError(f"dtype {made} cannot hold labels. Choose an integer dtype, such as 'int32' or 'uint64'.")
+    return made.newbyteorder("=")
+
+
+def check_block_ids(block_ids: Any, grid: TileGrid) -> tuple[int, ...] | None:
+    """Tiles of a grid by their numbers, each once, ascending.
+
+    Raises
+    ------
+    GeometryError
+        If a number is not one of a tile.
+    """
+    if block_ids is None:
+        return None
+    chosen = np.unique(np.asarray(block_ids).reshape(-1))
+    if chosen.size and (chosen.dtype.kind not in "iu" or chosen[0] < 0 or chosen[-1] >= grid.n_tiles):
+        raise GeometryError(
+            f"block_ids {chosen.tolist()} are not all numbers of tiles: the grid has {grid.n_tiles} tiles "
+            f"{grid.numblocks}, numbered 0..{grid.n_tiles - 1} in row-major order."
+        )
+    return tuple(chosen.tolist())
+
+
+def _check_gpu(plan: Plan, scheduler: Scheduler) -> None:
+    if plan.use_gpu and scheduler.client is not None and not scheduler.has_gpu_resource:
+        raise SchedulerError(
+            "use_gpu=True on a cluster whose workers do not all have the resource 'GPU'. "
+            "Start one with make_local_cluster(use_gpu=True), or give its workers --resources GPU=1."
+        )
+
+
+def _graph(plan: Plan, job: Job, owner: StageOwner, scheduler: Scheduler) -> RunGraph:
+    steps = Steps(
+        begin=functools.partial(begin, job, owner),
+        stage=stage_tile,
+        scan=scan,
+        unite=unite,
+        finish=final_block if job.output is None else write_block,
+    )
+    reach = max((rule.reach for rule in plan.rules), default=0)
+    axes = sorted({axis for rule in plan.rules for axis in rule.axes or ()})
+    offsets = forward_offsets(plan.grid.ndim, axes, reach)
+
+    def neighbours(block_id: int) -> list[int]:
+        return [seam.second for seam in plan.grid.seams(block_id, offsets)]
+
+    images = [given(image) for image in plan.inputs]
+    resources = {"GPU": 1.0} if plan.use_gpu and scheduler.client is not None else None
+    return run_graph(steps, plan.grid, plan.tiles, neighbours, images, resources=resources)
+
+
+def _stored(image: Image | None) -> StoredImage | None:
+    return image if isinstance(image, StoredImage) else None
+
+
+def _stage_for(plan: Plan, to: Destination, manifest: Manifest) -> StageOwner:
+    """The stage of the run to resume, or the name of a new one."""
+    folder, target = _stage_folder(to, plan.image.home), manifest["target"]
+    found = find_stage(folder, manifest) if to.resume else None
+    if found is not None:
+        owner = StageOwner(found, keep=to.keep_stage)
+        owner.claim()
+        return owner
+    for left in () if to.resume else stopped_stages(folder, target)[-1:]:
+        logger.warning("An unfinished run is in %s: resume=True goes on with it, or delete that folder.", left.path)
+    return StageOwner(Stage(new_stage_path(folder, target)), keep=to.keep_stage)
+
+
+def _job(
+    plan: Plan, to: Destination, stage: Stage, manifest: Manifest, scheduler: Scheduler, output: Output | None = None
+) -> Job:
+    regular = output is None or plan.grid.is_regular
+    return Job(
+        grid=plan.grid,
+        final_grid=plan.grid if regular else TileGrid.regular(plan.grid.shape, chunks_within(plan.grid)),
+        kernel=plan.kernel,
+        rules=plan.rules,
+        numbering=plan.numbering,
+        dtype=plan.dtype,
+        stage=stage,
+        manifest=manifest,
+        image=_stored(plan.image),
+        mask=_stored(plan.mask),
+        has_mask=plan.mask is not None,
+        empty_threshold=plan.empty_threshold,
+        exclusive=plan.use_gpu and scheduler.client is None,
+        verbose=to.verbose,
+        block_ids=None if plan.block_ids is None else frozenset(plan.block_ids),
+        output=output,
+    )
+
+
+def _partial_of(stage: Stage, output: Output) -> str:
+    """Where an output is in the making: told by the stage, so that a resumed run finds it."""
+    folder = os.path.dirname(output.partial)
+    return os.path.join(folder, f".{os.path.basename(stage.path)}.partial")
+
+
+def _final_numbers(plan: Plan, final_grid: TileGrid) -> Sequence[int]:
+    """Regions of the last step: those that meet a tile of the run."""
+    if final_grid is plan.grid:
+        return plan.tiles
+    if plan.block_ids is None:
+        return range(final_grid.n_tiles)
+    tiles = map(plan.grid.tile, plan.block_ids)
+    return sorted({region.block_id for tile in tiles for region in final_grid.overlapping(tile.start, tile.stop)})
+
+
+@contextlib.contextmanager
+def _eager(owner: StageOwner, job: Job, scheduler: Scheduler) -> Iterator[None]:
+    """Run now: make the stage on the client, so that what is wrong with it shows before the first task.
+
+    After a failure, an incomplete output is left only where a resumed run can finish it.
+    """
+    with owned_stage(owner):
+        owner.stage.create(job.manifest)
+        owner.claim()
+        check_stage_visible(scheduler, owner.stage)
+        try:
+            yield
+        except BaseException:
+            if job.output is not None and not owner.stage.n_tiles():
+                job.output.discard()
+            raise
+
+
+def _provenance(manifest: Manifest, report: Report) -> dict[str, Any]:
+    return {"run": run_id(manifest), "operation": manifest["operation"], "report": asdict(report)}
+
+
+def _done_before(to: Destination, manifest: Manifest) -> Outcome | None:
+    """The output of this very run where it is complete already, and the run was asked to be resumed."""
+    if not to.resume:
+        return None
+    path = Path(to.write_to, to.output_component.strip("/"))
+    node = open_node(str(path)) if path.exists() else None
+    made: Any = {} if node is None else node.attrs.asdict().get("blockbuster", {})
+    if made.get("run") != run_id(manifest):
+        return None
+    for left in stopped_stages(_stage_folder(to, None), manifest["target"]):
+        if left.manifest() == manifest:
+            left.remove()
+    return Outcome(_lazily(to.write_to, to.output_component), made["report"]["n_objects"])
+
+
+def _lazily(root: Any, component: str) -> da.Array:
+    array: da.Array = da.from_zarr(os.fspath(root), component=component.strip("/") or None)
+    return array
+
+
+def _stage_folder(to: Destination, image_home: Path | None) -> Path:
+    """Where asked, else beside the output, else beside the image, else the system's temporary folder."""
+    if to.stage_dir is not None:
+        return Path(to.stage_dir).absolute()
+    if to.write_to is not None:
+        return Path(to.write_to).absolute().parent
+    if image_home is not None:
+        beside = _outermost_store(image_home).parent
+        if os.access(beside, os.W_OK):
+            return beside
+    return Path(tempfile.gettempdir())
+
+
+def _outermost_store(path: Path) -> Path:
+    """The folder that is a zarr store of its own: no stage is made within a store."""
+    markers = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+    while any((path.parent / marker).exists() for marker in markers):
+        path = path.parent
+    return path
+
+
+def _target(to: Destination, plan: Plan) -> str:
+    if to.write_to is not None:
+        parts = [Path(to.write_to).absolute().name, *to.output_component.strip("/").split("/")]
+        return ".".join(filter(None, parts))
+    home = plan.image.home
+    return f"{_outermost_store(home).name if home is not None else 'array'}.{plan.operation}"
+
+
+def _show_lines(verbose: bool) -> None:
+    """Let the lines of verbose runs be seen where logging is not set up."""
+    if verbose and not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    if verbose:
+        logger.setLevel(logging.INFO)

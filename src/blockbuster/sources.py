@@ -1,0 +1,245 @@
+"""Any image as one of three: in memory, in a dask graph, or stored; with its chunks and, where known, its axes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import dask.array as da
+import numpy as np
+import zarr
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from blockbuster.errors import ImageError
+from blockbuster.graph import Blocks
+from blockbuster.grid import Region
+from blockbuster.ngff import pick_channel, read_multiscale
+from blockbuster.stores import ArrayRef, StoreRef, TiffRef, open_node, read_region, reference
+
+__all__ = ["Chunks", "GraphImage", "Image", "MemoryImage", "StoredImage", "given", "open_source"]
+
+Chunks: TypeAlias = tuple[tuple[int, ...], ...]
+
+_SAMPLES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImage:
+    """A numpy array."""
+
+    array: NDArray[Any]
+    axes: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the voxels."""
+        return self.array.dtype
+
+    @property
+    def chunks(self) -> Chunks:
+        """One chunk."""
+        return tuple((n,) for n in self.shape)
+
+    @property
+    def home(self) -> Path | None:
+        """None: it lies on no file system."""
+        return None
+
+    def identity(self) -> str:
+        """Tells whether another run had the same image."""
+        return f"numpy array {self.shape} {self.dtype} {tokenize(self.array)}"
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """The voxels of a region."""
+        return self.array[region]
+
+
+@dataclass(frozen=True, eq=False)
+class GraphImage:
+    """A dask array.
+
+    Attributes
+    ----------
+    padded : tuple of int or None
+        Where each block is a tile with its halo: the shape of the image that the cores make.
+    """
+
+    array: da.Array
+    axes: str | None = None
+    padded: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        shape: tuple[int, ...] = self.array.shape
+        return self.padded or shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the voxels."""
+        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
+        return dtype
+
+    @property
+    def chunks(self) -> Chunks:
+        """Extents of the blocks per axis."""
+        chunks: Chunks = self.array.chunks
+        return chunks
+
+    @property
+    def home(self) -> Path | None:
+        """None: where its graph reads is not known."""
+        return None
+
+    def identity(self) -> str:
+        """Tells whether another run had the same image."""
+        return f"dask array {self.shape} {self.dtype} {self.array.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """A stored array, or one channel of it: read region by region, in the task.
+
+    Attributes
+    ----------
+    ref : ArrayRef
+        Where it is.
+    fixed : tuple of (int or None)
+        For each axis of the array the index taken there, None where the axis stays.
+    """
+
+    ref: ArrayRef
+    fixed: tuple[int | None, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: Chunks
+    axes: str | None = None
+
+    @property
+    def home(self) -> Path | None:
+        """Where it lies, if on a local file system."""
+        return self.ref.home
+
+    def identity(self) -> str:
+        """Tells whether another run had the same image: its name, its form, and a few voxels of it."""
+        picked = [i for i in self.fixed if i is not None]
+        return f"{self.ref.describe()} {self.shape} {self.dtype} at {picked} {tokenize(self._samples())}"
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """The voxels of a region."""
+        slices = iter(region)
+        return read_region(self.ref.open(), tuple(next(slices) if i is None else i for i in self.fixed))
+
+    def _samples(self) -> list[NDArray[Any]]:
+        if 0 in self.shape:
+            return []
+        spots = [[(n - 1) * k // max(_SAMPLES - 1, 1) for n in self.shape] for k in range(_SAMPLES)]
+        return [self.read(tuple(slice(i, min(i + 8, n)) for i, n in zip(s, self.shape, strict=True))) for s in spots]
+
+
+Image: TypeAlias = MemoryImage | GraphImage | StoredImage
+
+
+def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0) -> Image:
+    """An image of any kind.
+
+    Parameters
+    ----------
+    image : array_like or path
+        A dask, numpy or zarr array, or the path or URL of a zarr store or of a TIFF.
+    channel : int, str or None
+        Channel of a store with a channel axis, by number or name; None for all. Ignored for arrays.
+    level : int
+        Level of a pyramid. Ignored for arrays.
+
+    Raises
+    ------
+    ImageError
+        If `image` is nothing of these, or has no such channel or level.
+    """
+    if isinstance(image, MemoryImage | GraphImage | StoredImage):
+        return image
+    if isinstance(image, da.Array):
+        return _from_dask(image)
+    if isinstance(image, zarr.Array):
+        return _stored(reference(image), image, None, (None,) * image.ndim)
+    if isinstance(image, str | os.PathLike):
+        return _from_path(os.fspath(image), channel, level)
+    if isinstance(image, zarr.Group):
+        raise ImageError(f"{image} is a zarr group. Give its path, or one of its arrays.")
+    array = np.asarray(image)
+    if array.dtype.hasobject or array.dtype.kind in "USV":
+        raise ImageError(
+            f"image is a {type(image).__name__}, which holds {array.dtype}. Give a dask, numpy or zarr array, or the "
+            "path of a zarr store or a TIFF."
+        )
+    return MemoryImage(array)
+
+
+def given(image: Image) -> NDArray[Any] | da.Array | Blocks | None:
+    """What a graph must give to the tasks of an image: nothing where they read it themselves."""
+    if isinstance(image, StoredImage):
+        return None
+    if isinstance(image, GraphImage) and image.padded is not None:
+        return Blocks(image.array)
+    return image.array
+
+
+def _from_dask(array: da.Array) -> GraphImage:
+    if any(np.isnan(n) for n in array.shape):
+        raise ImageError(f"image is a dask array of unknown shape {array.shape}. Call its compute_chunk_sizes() first.")
+    return GraphImage(array)
+
+
+def _from_path(path: str, channel: int | str | None, level: int) -> Image:
+    if path.lower().endswith((".tif", ".tiff")):
+        tiff = TiffRef(os.path.abspath(path), level)
+        return _stored(tiff, tiff.open(), None, None)
+    path = path if "://" in path else os.path.abspath(path)
+    node = open_node(path)
+    if isinstance(node, zarr.Array):
+        if level != 0:
+            raise ImageError(f"level {level} was asked for, but {path} is a plain array: it has level 0 only.")
+        return _stored(
+            StoreRef(path),
+            node,
+            _dimension_names(node),
+            pick_channel(_dimension_names(node), (), channel, node.shape, path),
+        )
+    multiscale = read_multiscale(node, path)
+    component = multiscale.component(level)
+    array = node[component]
+    if not isinstance(array, zarr.Array):
+        raise ImageError(f"{path} names {component!r} as its level {level}, but that is no array.")
+    fixed = pick_channel(multiscale.axes, multiscale.channels, channel, array.shape, path)
+    return _stored(StoreRef(path, component), array, multiscale.axes, fixed)
+
+
+def _stored(ref: ArrayRef, array: Any, axes: str | None, fixed: Sequence[int | None] | None) -> StoredImage:
+    fixed = tuple(fixed) if fixed is not None else (None,) * len(array.shape)
+    keep = [axis for axis, i in enumerate(fixed) if i is None]
+    chunks = tuple(_regular(array.shape[axis], array.chunks[axis]) for axis in keep)
+    names = None if axes is None else "".join(axes[axis] for axis in keep)
+    dtype: np.dtype[Any] = np.dtype(array.dtype).newbyteorder("=")
+    return StoredImage(ref, fixed, tuple(array.shape[axis] for axis in keep), dtype, chunks, names)
+
+
+def _dimension_names(array: zarr.Array[Any]) -> str | None:
+    names = getattr(array.metadata, "dimension_names", None)
+    if not names or not all(isinstance(n, str) and len(n) == 1 for n in names) or len(set(names)) < len(names):
+        return None
+    return "".join(names).lower()
+
+
+def _regular(extent: int, chunk: int) -> tuple[int, ...]:
+    whole, rest = divmod(extent, chunk)
+    return (chunk,) * whole + ((rest,) if rest else ()) or (0,)

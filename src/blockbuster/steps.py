@@ -1,0 +1,391 @@
+"""The steps of a run: plain functions of a `Job`, which is the same for all tasks, and the number of a tile."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from blockbuster.errors import TileError
+from blockbuster.grid import Region, Seam, Tile, TileGrid
+from blockbuster.numbering import LocalLabels, first_voxels, number_locally
+from blockbuster.outputs import Output
+from blockbuster.ownership import Keeper, Ticket
+from blockbuster.sources import StoredImage
+from blockbuster.stage import Manifest, Stage, TileRecord
+from blockbuster.unions import Numbering, Rule, ScanPart, SlabKey, make_table, seams_and_slabs, slab_region, slabs_of
+
+__all__ = [
+    "Job",
+    "Kernel",
+    "Report",
+    "TileLabels",
+    "begin",
+    "final_block",
+    "scan",
+    "stage_tile",
+    "unite",
+    "write_block",
+]
+
+logger = logging.getLogger("blockbuster")
+
+Records: TypeAlias = Callable[[int], TileRecord]
+
+# Above this share of labels at the outer edge of what their tile has read, the overlap is likely too small.
+_REACHING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class TileLabels:
+    """What a kernel makes of a padded tile.
+
+    Attributes
+    ----------
+    labels : ndarray of integers
+        0 is background.
+    n : int or None
+        If the labels are 1..n without gaps, how many; None where that is not known.
+    values : ndarray or None
+        For each label the value that its partners in other tiles must share.
+    """
+
+    labels: NDArray[Any]
+    n: int | None = None
+    values: NDArray[Any] | None = None
+
+
+class Kernel(Protocol):
+    """Labels a padded tile."""
+
+    def __call__(self, block: NDArray[Any], mask: NDArray[Any] | None) -> TileLabels:
+        """Labels of the same shape as `block`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of a run knows.
+
+    Attributes
+    ----------
+    image, mask : StoredImage or None
+        What tasks read themselves; None where they are given their blocks.
+    final_grid : TileGrid
+        Regions of the last step: the tiles, or the chunks of an output where tiles are irregular.
+    empty_threshold : float or None
+        Tiles whose maximum does not exceed it are empty.
+    exclusive : bool
+        One tile at a time is labelled, on all processes of the machine.
+    keeper : object
+        Keeps the stage.
+    """
+
+    grid: TileGrid
+    final_grid: TileGrid
+    kernel: Kernel
+    rules: tuple[Rule, ...]
+    numbering: Numbering
+    dtype: np.dtype[Any]
+    stage: Stage
+    manifest: Manifest
+    image: StoredImage | None
+    mask: StoredImage | None
+    has_mask: bool
+    empty_threshold: float | None
+    exclusive: bool
+    verbose: bool
+    block_ids: frozenset[int] | None
+    output: Output | None
+    keeper: Keeper | Ticket | None = None
+
+    def holds(self, block_id: int) -> bool:
+        """Whether a tile is part of the run."""
+        return self.block_ids is None or block_id in self.block_ids
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found.
+
+    Attributes
+    ----------
+    n_objects : int
+        Objects after merging.
+    n_tiles, n_skipped : int
+        Tiles of the run, and how many of them were skipped as empty.
+    empty_threshold : float or None
+        At what maximum a tile was skipped.
+    n_labels, n_reaching : int
+        Labels in all tiles, and how many of them reach the outer edge of what their tile has read.
+    """
+
+    n_objects: int
+    n_tiles: int
+    n_skipped: int
+    empty_threshold: float | None
+    n_labels: int
+    n_reaching: int
+
+
+# The steps
+
+
+def begin(job: Job, keeper: Keeper | Ticket) -> Job:
+    """Make the stage, and hold it while any task may need it."""
+    job.stage.create(job.manifest)
+    return replace(job, keeper=keeper.hold())
+
+
+def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
+    """Label one padded tile, and keep its labels and slabs."""
+    if job.stage.has_tile(block_id):
+        return
+    tile = job.grid.tile(block_id)
+    block, mask = _inputs(job, tile, blocks)
+    if job.verbose:
+        logger.info("tile %s of %s, region %s", tile.index, job.grid.numblocks, tile.padded)
+    if _is_empty(job, block):
+        _keep(job, tile, {"n": 0, "skipped": 1}, {})
+        return
+    with _blaming(tile, "the function"), _alone(job):
+        made = _checked(job.kernel(block, mask), block.shape)
+    del block, mask
+    with _blaming(tile, "staging"):
+        counts, arrays = _record(job, tile, made)
+        _keep(job, tile, counts, arrays)
+
+
+def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
+    """Compare the slabs of some tiles with those of their neighbours: reads no labels."""
+    records: Records = functools.lru_cache(maxsize=4 * len(block_ids) + 64)(job.stage.tile)
+    own = [records(block_id) for block_id in block_ids]
+    seams: list[tuple[int, int, int]] = []
+    pairs = [np.empty((0, 2), np.int64)]
+    for block_id in block_ids:
+        with _blaming(job.grid.tile(block_id), "merging"):
+            for seam, joined in _joined_seams(job, block_id, records):
+                seams.append((seam.first, seam.second, len(joined)))
+                pairs.append(joined)
+    return ScanPart(
+        block_ids=np.array(block_ids, np.int64),
+        counts=_counts(own, "n"),
+        ghosts=_counts(own, "ghosts"),
+        first=_first_of(own) if job.numbering == "raster" else None,
+        seams=np.array(seams, np.int64).reshape(-1, 3),
+        pairs=np.concatenate(pairs),
+        skipped=int(_counts(own, "skipped").sum()),
+        reaching=int(_counts(own, "reaching").sum()),
+    )
+
+
+def unite(job: Job, parts: list[ScanPart]) -> Report:
+    """Make the table of final ids."""
+    table = make_table(parts, job.grid.n_tiles, numbering=job.numbering, dtype=job.dtype)
+    job.stage.write_table(table)
+    report = Report(
+        n_objects=table.n_objects,
+        n_tiles=sum(part.block_ids.size for part in parts),
+        n_skipped=sum(part.skipped for part in parts),
+        empty_threshold=job.empty_threshold,
+        n_labels=int(table.offsets[-1]),
+        n_reaching=sum(part.reaching for part in parts),
+    )
+    _tell(report, job)
+    return report
+
+
+def final_block(job: Job, number: int) -> NDArray[Any]:
+    """The final labels of one region of the final grid."""
+    region = job.final_grid.tile(number)
+    with _blaming(region, "relabelling"):
+        return _final_labels(job, region, np.empty)
+
+
+def write_block(job: Job, number: int) -> None:
+    """Write the final labels of one region of the final grid."""
+    assert job.output is not None
+    if job.stage.is_written(number):
+        return
+    region = job.final_grid.tile(number)
+    with _blaming(region, "writing"):
+        parts = [t for t in job.grid.overlapping(region.start, region.stop) if job.holds(t.block_id)]
+        if any(job.stage.tile(part.block_id).counts["n"] for part in parts):
+            job.output.write(region.core, _final_labels(job, region, _scratch))
+        job.stage.mark_written(number)
+
+
+# Parts of steps
+
+
+@contextlib.contextmanager
+def _blaming(tile: Tile, step: str) -> Iterator[None]:
+    """Say on which tile and in which step an error came up."""
+    try:
+        yield
+    except TileError:
+        raise
+    except Exception as error:  # re-raised with its place; the original is the cause
+        raise TileError.of(tile.index, tile.padded, step, error) from error
+
+
+def _inputs(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The padded tile of the image and of the mask: given, or read here."""
+    given = iter(blocks)
+    with _blaming(tile, "reading the image"):
+        block = next(given) if job.image is None else job.image.read(tile.padded)
+    if not job.has_mask:
+        return block, None
+    with _blaming(tile, "reading the mask"):
+        return block, next(given) if job.mask is None else job.mask.read(tile.padded)
+
+
+def _is_empty(job: Job, block: NDArray[Any]) -> bool:
+    return job.empty_threshold is not None and bool(block.max() <= job.empty_threshold)
+
+
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    if not job.exclusive:
+        yield
+        return
+    with FileLock(os.path.join(job.stage.path, "gpu.lock"), poll_interval=0.005):
+        yield
+
+
+def _checked(made: TileLabels, shape: tuple[int, ...]) -> TileLabels:
+    """Refuse what is no labelling of the block."""
+    labels = made.labels
+    kind = getattr(getattr(labels, "dtype", None), "kind", None)
+    if kind is None or kind not in "iu" or labels.shape != shape:
+        got = type(labels).__name__ if kind is None else f"{labels.dtype} of shape {labels.shape}"
+        raise TypeError(f"the function returned {got}; expected integers of shape {shape}.")
+    if kind == "i" and labels.size and labels.min() < 0:
+        raise ValueError(
+            f"the function returned the label {labels.min()}; labels must not be negative, 0 is background."
+        )
+    return made
+
+
+def _record(job: Job, tile: Tile, made: TileLabels) -> tuple[dict[str, int], dict[str, NDArray[Any]]]:
+    """Counts and arrays that are kept of a tile."""
+    keys = slabs_of(tile, job.grid, job.rules)
+    margin = tuple(int(any(k.kind == "strip" for k in keys) and o > 0) for o in job.grid.overlap)
+    start, stop = tile.grown(margin)
+    seen = made.labels[tile.within_padded(start, stop)]
+    core = _within(tile.start, tile.stop, start)
+    local = number_locally(seen, core, made.n)
+    if local.n == 0:
+        return {"n": 0}, {}
+    counts = {"n": local.n, "ghosts": local.ghosts}
+    if any(margin):
+        counts["reaching"] = _n_reaching(made.labels, tile, job.grid, local)
+    arrays = {key.name: local.labels[_within(*slab_region(key, tile), start)] for key in keys}
+    if job.numbering == "raster":
+        arrays["first"] = first_voxels(local.labels[core], tile.start, job.grid.shape)
+    if made.values is not None:
+        arrays["values"] = made.values
+    arrays["labels"] = local.labels[core]
+    return counts, arrays
+
+
+def _within(start: Sequence[int], stop: Sequence[int], origin: Sequence[int]) -> Region:
+    return tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, origin, strict=True))
+
+
+def _n_reaching(labels: NDArray[Any], tile: Tile, grid: TileGrid, local: LocalLabels) -> int:
+    """How many labels of the core reach the outermost layer of what the tile has read, image borders left out."""
+    reaching = np.zeros(local.n + 1, np.bool_)
+    for axis, extent in enumerate(grid.shape):
+        for inner, layer in ((tile.padded_start[axis] > 0, 0), (tile.padded_stop[axis] < extent, -1)):
+            if inner and grid.overlap[axis]:
+                reaching[local.of(np.unique(labels.take(layer, axis)))] = True
+    return int(np.count_nonzero(reaching[1:]))
+
+
+def _joined(rule: Rule, seam: Seam, records: Records, mine: SlabKey, theirs: SlabKey) -> NDArray[np.int64]:
+    """Pairs of ids of the two tiles of a seam that are one object, of one value where labels have values."""
+    first, second = records(seam.first), records(seam.second)
+    pairs = rule.join(seam, first.array(mine.name), second.array(theirs.name))
+    if len(pairs) and first.has("values"):
+        pairs = pairs[first.array("values")[pairs[:, 0] - 1] == second.array("values")[pairs[:, 1] - 1]]
+    return pairs
+
+
+def _joined_seams(job: Job, block_id: int, records: Records) -> Iterator[tuple[Seam, NDArray[np.int64]]]:
+    """Seams that a tile opens, with the pairs of labels that are one object there."""
+    if not records(block_id).counts["n"]:
+        return
+    for rule in job.rules:
+        for seam, mine, theirs in seams_and_slabs(block_id, job.grid, rule):
+            if job.holds(seam.second) and records(seam.second).counts["n"]:
+                pairs = _joined(rule, seam, records, mine, theirs)
+                if len(pairs):
+                    yield seam, pairs
+
+
+def _counts(records: Sequence[TileRecord], name: str) -> NDArray[np.int64]:
+    return np.array([record.counts.get(name, 0) for record in records], np.int64)
+
+
+def _first_of(records: Sequence[TileRecord]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *(r.array("first") for r in records if r.counts["n"])])
+
+
+def _keep(job: Job, tile: Tile, counts: dict[str, int], arrays: dict[str, NDArray[Any]]) -> None:
+    with _blaming(tile, "staging"):
+        job.stage.write_tile(tile.block_id, counts, arrays)
+
+
+def _final_labels(job: Job, region: Tile, allocate: Callable[..., NDArray[Any]]) -> NDArray[Any]:
+    """Final labels of a region, from the records of the tiles that it meets."""
+    out = allocate(region.shape, job.dtype)
+    for tile in job.grid.overlapping(region.start, region.stop):
+        low, high = tuple(map(max, tile.start, region.start)), tuple(map(min, tile.stop, region.stop))
+        target = out[_within(low, high, region.start)]
+        record = job.stage.tile(tile.block_id) if job.holds(tile.block_id) else None
+        if record is None or not record.counts["n"]:
+            target[...] = 0
+            continue
+        local = record.array("labels")[_within(low, high, tile.start)]
+        # "clip" lets numpy write to `target` without a buffer; all ids are in range.
+        np.take(job.stage.table().lookup(tile.block_id, job.dtype), local, out=target, mode="clip")
+    return out
+
+
+_buffers = threading.local()
+
+
+def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array that this thread may use until it asks for another: fresh pages are what costs time."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if getattr(_buffers, "bytes", np.empty(0, np.uint8)).size < size:
+        _buffers.bytes = np.empty(size, np.uint8)
+    held: NDArray[np.uint8] = _buffers.bytes
+    return held[:size].view(dtype).reshape(shape)
+
+
+def _tell(report: Report, job: Job) -> None:
+    if report.n_skipped:
+        logger.warning(
+            "%d of %d tiles were skipped as empty: no voxel above the threshold %s.",
+            report.n_skipped,
+            report.n_tiles,
+            report.empty_threshold,
+        )
+    if report.n_reaching > _REACHING_SHARE * report.n_labels and report.n_reaching > 1:
+        logger.warning(
+            "%d of %d labels reach the outer edge of what their tile has read (overlap %s): objects larger than the "
+            "overlap may be cut differently from tile to tile. Give a larger overlap.",
+            report.n_reaching,
+            report.n_labels,
+            job.grid.overlap,
+        )

@@ -1,0 +1,207 @@
+"""Zarr arrays opened for our own reads and writes, with the fast codec pipeline where it can serve.
+
+The pipeline is set on the arrays that are opened here, never in the configuration of zarr.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+from zarrs.pipeline import (
+    UnsupportedMetadataError,
+    ZarrsCodecPipeline,
+    get_codec_pipeline_fallback,
+    get_codec_pipeline_impl,
+)
+
+from blockbuster.errors import ImageError
+
+__all__ = [
+    "ArrayRef",
+    "GivenRef",
+    "Readable",
+    "StoreRef",
+    "TiffRef",
+    "local_path",
+    "open_node",
+    "reference",
+    "with_fast_codecs",
+]
+
+
+class Readable(Protocol):
+    """What an image must have: a zarr array has it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class ArrayRef(Protocol):
+    """How every process finds one stored array; equal references are opened once per process."""
+
+    def open(self) -> Readable:
+        """The array."""
+
+    @property
+    def home(self) -> Path | None:
+        """Where it lies, if on a local file system."""
+
+    def describe(self) -> str:
+        """What it is called in messages and manifests: the same in each run."""
+
+
+@dataclass(frozen=True)
+class StoreRef:
+    """A zarr array by the path or URL of its store and its path within.
+
+    Attributes
+    ----------
+    opening : str
+        Tells runs apart, so that an array replaced between two of them is opened anew.
+    """
+
+    store: str
+    component: str = ""
+    opening: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def open(self) -> Readable:
+        """The array."""
+        return _opened(self)
+
+    @property
+    def home(self) -> Path | None:
+        """Where it lies, if on a local file system."""
+        return None if "://" in self.store else Path(self.store, self.component)
+
+    def describe(self) -> str:
+        """What it is called in messages and manifests."""
+        return f"{self.store}/{self.component}".rstrip("/")
+
+
+@dataclass(frozen=True)
+class TiffRef:
+    """One level of the first series of a TIFF, read tile by tile or strip by strip."""
+
+    path: str
+    level: int = 0
+    opening: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def open(self) -> Readable:
+        """The array."""
+        return _opened_tiff(self)
+
+    @property
+    def home(self) -> Path | None:
+        """Where it lies."""
+        return Path(self.path)
+
+    def describe(self) -> str:
+        """What it is called in messages and manifests."""
+        return f"{self.path} level {self.level}"
+
+
+@dataclass(frozen=True, eq=False)
+class GivenRef:
+    """An array of the caller's whose store has no path, such as one in memory."""
+
+    array: Readable
+
+    def open(self) -> Readable:
+        """The array."""
+        return self.array
+
+    @property
+    def home(self) -> Path | None:
+        """None: it lies on no local file system."""
+        return None
+
+    def describe(self) -> str:
+        """What it is called in messages and manifests."""
+        return str(getattr(self.array, "store_path", type(self.array).__name__))
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(ref: StoreRef) -> Readable:
+    return with_fast_codecs(zarr.open_array(ref.store, path=ref.component, mode="r"))
+
+
+@functools.lru_cache(maxsize=16)
+def _opened_tiff(ref: TiffRef) -> Readable:
+    import tifffile
+
+    array: Readable = zarr.open_array(tifffile.imread(ref.path, aszarr=True, level=ref.level), mode="r")
+    return array
+
+
+def reference(array: zarr.Array[Any]) -> ArrayRef:
+    """The reference of an array that the caller has opened."""
+    path = local_path(array)
+    return GivenRef(array) if path is None else StoreRef(str(path[0]), path[1])
+
+
+def local_path(array: zarr.Array[Any]) -> tuple[Path, str] | None:
+    """Root and component of an array, if it lies on a local file system."""
+    store = array.store
+    return (Path(store.root).absolute(), array.path) if isinstance(store, LocalStore) else None
+
+
+def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
+    """The array or group at a path or URL.
+
+    Raises
+    ------
+    ImageError
+        If there is none.
+    """
+    if "://" not in path and not os.path.exists(path):
+        raise ImageError(f"There is nothing at {path}. Give the path of a zarr store or of a TIFF.")
+    try:
+        node: zarr.Array[Any] | zarr.Group = zarr.open(path, mode="r")
+    except (FileNotFoundError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ImageError(f"{path} cannot be opened as zarr: {error}") from error
+    return node
+
+
+def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The array with the Rust codec pipeline, if that supports it; changes `array` itself.
+
+    Only for arrays on local file systems in native byte order; others keep the ordinary pipeline.
+    """
+    inner = array.async_array
+    if not isinstance(array.store, LocalStore) or not is_native(array):
+        return array
+    try:
+        impl = get_codec_pipeline_impl(inner.metadata, array.store, strict=True)
+    except UnsupportedMetadataError:
+        return array
+    fallback = get_codec_pipeline_fallback(inner.metadata, strict=False)
+    pipeline = ZarrsCodecPipeline(metadata=inner.metadata, store=array.store, impl=impl, python_impl=fallback)
+    object.__setattr__(inner, "codec_pipeline", pipeline)
+    return array
+
+
+def is_native(array: zarr.Array[Any]) -> bool:
+    """Whether the stored values are in the byte order of this machine."""
+    order = getattr(array.metadata, "dtype", array.dtype)
+    stored = getattr(order, "endianness", None)
+    return array.dtype.isnative and stored in (None, sys.byteorder)
+
+
+def read_region(array: Readable, region: tuple[slice | int, ...]) -> NDArray[Any]:
+    """A region as a numpy array in native byte order."""
+    block = np.asarray(array[region])
+    return block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))
