@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -26,6 +27,7 @@ __all__ = [
     "active_scheduler",
     "check_picklable",
     "check_stage_visible",
+    "in_worker_process",
     "make_local_cluster",
 ]
 
@@ -92,6 +94,19 @@ def active_scheduler() -> Scheduler:
     return Scheduler("threads")
 
 
+def in_worker_process() -> bool:
+    """Whether this is a process that dask started for tasks."""
+    if multiprocessing.parent_process() is not None:
+        return True
+    try:
+        from distributed import get_worker
+
+        address: str = get_worker().address
+    except ValueError:
+        return False
+    return not address.startswith("inproc://")
+
+
 def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
     """Refuse what cannot reach the workers.
 
@@ -104,7 +119,7 @@ def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
         return
     try:
         cloudpickle.dumps(value)
-    except Exception as error:  # pickling runs foreign code, which may raise anything
+    except Exception as error:  # noqa: BLE001 - foreign code runs when a thing is pickled
         raise SchedulerError(
             f"{what} {value!r} cannot be pickled, which the {scheduler.kind} scheduler needs: {error}. Define it at "
             "the top level of a module, open files and models within it, or use the threaded scheduler."

@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blockbuster.errors import ParameterError
 from blockbuster.graph import map_tiles
 from blockbuster.grid import Tile, TileGrid
-from blockbuster.sources import GraphImage, Image, StoredImage, given, open_source
+from blockbuster.sources import Image, StoredImage, given, open_source
+from blockbuster.thresholds import otsu, sample_tiles, thinned
 from blockbuster.tiling import TileShape, make_grid
 
-__all__ = ["EmptyTiles", "estimate_empty_tiles", "otsu_threshold"]
-
-_SAMPLE_TILES = 16
-_SAMPLE_VOXELS = 1 << 18
-_BINS = 256
+__all__ = ["EmptyTiles", "estimate_empty_tiles"]
 
 
 @dataclass(frozen=True)
@@ -92,9 +88,9 @@ def estimate_empty_tiles(
     """
     source = open_source(image, channel=channel, level=level)
     grid = make_grid(source, tile_shape, overlap)
-    limit = otsu_threshold(source, grid) if threshold is None else float(threshold)
     stored = source if isinstance(source, StoredImage) else None
-    maxima = map_tiles(functools.partial(_maximum, stored), grid, given(source))
+    limit = float(threshold) if threshold is not None else _automatic(stored, source, grid)
+    maxima = map_tiles(functools.partial(_maximum, stored), grid, range(grid.n_tiles), given(source))
     maximum = np.array(maxima, source.dtype).reshape(grid.numblocks)
     # Not "<=": a tile with NaN is not known to be empty.
     occupied = ~(maximum <= limit)
@@ -103,47 +99,20 @@ def estimate_empty_tiles(
     return EmptyTiles(limit, grid.n_tiles, n_occupied, empty, occupied, maximum)
 
 
-def otsu_threshold(source: Image, grid: TileGrid) -> float:
-    """Otsu's threshold of a bounded sample: a few voxels of each of a few tiles that are spread over the image.
-
-    Raises
-    ------
-    ParameterError
-        If the image has no finite voxel.
-    """
-    from skimage.filters import threshold_otsu
-
-    numbers = (
-        np.unique(np.linspace(0, grid.n_tiles - 1, _SAMPLE_TILES).astype(int)) if grid.n_tiles else np.empty(0, int)
-    )
-    parts = [_thinned(_read(source, grid.tile(int(n)))) for n in numbers]
-    sample = np.concatenate([np.empty(0, source.dtype), *parts])
-    if sample.dtype.kind == "f":
-        sample = sample[np.isfinite(sample)]
-    if sample.dtype.kind == "b":
-        return 0.0
-    if not sample.size:
-        raise ParameterError(
-            f"No threshold can be derived from an image {source.shape} without finite voxels. Give one."
-        )
-    if sample.min() == sample.max():
-        # One value throughout the sample tells nothing: skip only what is not above zero.
-        return min(float(sample.min()), 0.0)
-    return float(threshold_otsu(sample, nbins=_BINS))
+def _automatic(stored: StoredImage | None, source: Image, grid: TileGrid) -> float:
+    chosen = sample_tiles(range(grid.n_tiles))
+    return otsu(map_tiles(functools.partial(_sample, stored), grid, chosen, given(source)))
 
 
-def _thinned(block: NDArray[Any]) -> NDArray[Any]:
-    flat = block.reshape(-1)
-    return flat[:: max(1, flat.size * _SAMPLE_TILES // _SAMPLE_VOXELS)]
-
-
-def _read(source: Image, tile: Tile) -> NDArray[Any]:
-    if isinstance(source, GraphImage):
-        return np.asarray(source.array[tile.core].compute())
-    return source.read(tile.core)
+def _sample(source: StoredImage | None, tile: Tile, block: NDArray[Any] | None) -> NDArray[Any]:
+    return thinned(_read(source, tile, block))
 
 
 def _maximum(source: StoredImage | None, tile: Tile, block: NDArray[Any] | None) -> Any:
+    return _read(source, tile, block).max()
+
+
+def _read(source: StoredImage | None, tile: Tile, block: NDArray[Any] | None) -> NDArray[Any]:
     read = block if source is None else source.read(tile.padded)
     assert read is not None
-    return read.max()
+    return read

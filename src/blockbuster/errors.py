@@ -99,27 +99,37 @@ class TileError(BlockbusterError, RuntimeError):
         self.region = region
 
     @classmethod
-    def of(cls, tile: tuple[int, ...], region: tuple[slice, ...], step: str, error: BaseException) -> TileError:
-        """The error of `step` on one tile, with the traceback of `error` as a note."""
+    def of(
+        cls, tile: tuple[int, ...], region: tuple[slice, ...], step: str, error: Exception, *, leaves_process: bool
+    ) -> TileError:
+        """The error of `step` on one tile.
+
+        Parameters
+        ----------
+        leaves_process : bool
+            Whether it will be pickled, which drops tracebacks: keep that of `error` as a note, and put words in its
+            place if it cannot be pickled itself.
+        """
         place = ", ".join(f"{s.start}:{s.stop}" for s in region)
-        made = cls(f"Tile {tile}, region [{place}]: {step} failed with {type(error).__name__}: {error}", tile, region)
+        words = f"{type(error).__name__}: {error}"
+        made = cls(f"Tile {tile}, region [{place}]: {step} failed with {words}", tile, region)
         made.__cause__ = error
+        if leaves_process:
+            made.add_note("Traceback of the original error:\n" + "".join(traceback.format_exception(error)))
+            if not _survives_pickling(error):
+                made.__cause__ = RuntimeError(words)
         return made
 
     def __reduce__(self) -> tuple[Callable[..., TileError], tuple[Any, ...]]:
-        # Pickling drops causes and tracebacks: carry both, in words where they cannot be pickled themselves.
-        cause, notes = self.__cause__, list(getattr(self, "__notes__", []))
-        if cause is not None and cause.__traceback__ is not None:
-            notes.append("Traceback of the original error:\n" + "".join(traceback.format_exception(cause)))
-        if cause is not None and not _survives_pickling(cause):
-            cause = RuntimeError(f"{type(cause).__name__}: {cause}")
-        return _restore, (str(self), self.tile, self.region, cause, notes)
+        # Pickling by the rules of exceptions would drop the cause.
+        notes = list(getattr(self, "__notes__", []))
+        return _restore, (str(self), self.tile, self.region, self.__cause__, notes)
 
 
 def _survives_pickling(error: BaseException) -> bool:
     try:
         return isinstance(pickle.loads(pickle.dumps(error)), BaseException)
-    except Exception:  # noqa: BLE001 - a foreign error may raise anything at all when it is pickled
+    except Exception:
         return False
 
 

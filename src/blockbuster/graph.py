@@ -54,7 +54,11 @@ class Steps:
     Attributes
     ----------
     begin : callable
-        ``() -> run``: what every other task gets as its first argument.
+        ``(samples) -> run``: what every other task gets as its first argument.
+    sample : callable
+        ``(tile, *blocks) -> sample``, before `begin`, of the tiles in `sampled`.
+    sampled : sequence of int
+        Block ids.
     stage : callable
         ``(run, block_id, *blocks) -> None``; blocks are the padded regions of inputs that are not stored.
     scan : callable
@@ -65,7 +69,9 @@ class Steps:
         ``(run, number) -> value``, after all the rest.
     """
 
-    begin: Callable[[], Any]
+    begin: Callable[[list[Any]], Any]
+    sample: Callable[..., Any]
+    sampled: Sequence[int]
     stage: Callable[..., None]
     scan: Callable[[Any, tuple[int, ...]], Any]
     unite: Callable[[Any, list[Any]], Any]
@@ -130,21 +136,34 @@ def run_graph(
     token = uuid.uuid4().hex
     begin_key, union_key = f"begin-{token}", f"unite-{token}"
     run = TaskRef(begin_key)
-    layers: dict[str, Any] = {begin_key: {begin_key: Task(begin_key, steps.begin)}}
-    dependencies: dict[str, set[str]] = {begin_key: set()}
+    layers: dict[str, Any] = {}
+    dependencies: dict[str, set[str]] = {}
     given = [
         _giver(image, f"pieces{number}-{token}", layers, dependencies)
         for number, image in enumerate(images)
         if image is not None
     ]
-    stage_name, scan_name = f"stage-{token}", f"scan-{token}"
+
+    def blocks(block_id: int) -> list[Any]:
+        return [block(grid.tile(block_id)) for block in given] if given else []
+
+    inputs = set(layers)
+    sample_name, stage_name, scan_name = f"sample-{token}", f"stage-{token}", f"scan-{token}"
+    samples: Layer = {}
+    for block_id in steps.sampled:
+        key = (sample_name, block_id)
+        samples[key] = Task(key, steps.sample, grid.tile(block_id), *blocks(block_id))
+    layers[sample_name] = samples
+    dependencies[sample_name] = inputs
+    sampled = List(*(TaskRef(key) for key in samples))
+    layers[begin_key] = {begin_key: Task(begin_key, steps.begin, sampled)}
+    dependencies[begin_key] = {sample_name}
     staged: Layer = {}
     for block_id in block_ids:
-        blocks = [block(grid.tile(block_id)) for block in given] if given else ()
         key = (stage_name, block_id)
-        staged[key] = Task(key, steps.stage, run, block_id, *blocks)
+        staged[key] = Task(key, steps.stage, run, block_id, *blocks(block_id))
     layers[stage_name] = MaterializedLayer(staged, annotations={"resources": dict(resources)} if resources else None)
-    dependencies[stage_name] = set(layers) - {stage_name}
+    dependencies[stage_name] = {begin_key, *inputs}
     layers[scan_name] = _scan_layer(steps, run, scan_name, stage_name, block_ids, neighbours)
     dependencies[scan_name] = {begin_key, stage_name}
     parts = List(*(TaskRef(key) for key in layers[scan_name]))
@@ -205,9 +224,12 @@ def compute_arrays(*arrays: da.Array) -> tuple[NDArray[Any], ...]:
 
 
 def map_tiles(
-    function: Callable[[Tile, NDArray[Any] | None], Any], grid: TileGrid, image: NDArray[Any] | da.Array | Blocks | None
+    function: Callable[[Tile, NDArray[Any] | None], Any],
+    grid: TileGrid,
+    block_ids: Sequence[int],
+    image: NDArray[Any] | da.Array | Blocks | None,
 ) -> list[Any]:
-    """One small value per tile, in row-major order: ``function(tile, padded block)``.
+    """One small value for each of some tiles: ``function(tile, padded block)``.
 
     Parameters
     ----------
@@ -215,7 +237,9 @@ def map_tiles(
         Gets None for the block where `image` is None: it reads that itself.
     grid : TileGrid
         The tiles.
-    image : ndarray, dask array or None
+    block_ids : sequence of int
+        Which of them.
+    image : ndarray, dask array, Blocks or None
         What is not stored.
     """
     token = uuid.uuid4().hex
@@ -224,7 +248,7 @@ def map_tiles(
     dependencies: dict[str, set[str]] = {shared: set()}
     block = _giver(image, f"pieces-{token}", layers, dependencies) if image is not None else None
     mapped: Layer = {}
-    for tile in grid.tiles():
+    for tile in map(grid.tile, block_ids):
         key = (name, tile.block_id)
         mapped[key] = Task(key, _call, TaskRef(shared), tile, block(tile) if block is not None else None)
     dependencies[name] = set(layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,8 @@ class Components:
 
     def __call__(self, block: NDArray[Any], mask: NDArray[Any] | None) -> TileLabels:
         """Components of the foreground, or of equal values."""
+        if self.threshold is None and not block.any():
+            return TileLabels(np.zeros(block.shape, np.uint8), 0, block.reshape(-1)[:0])
         kept = block if self.by_value else self._foreground(block)
         if mask is not None:
             kept = np.where(mask, kept, kept.dtype.type(0))
@@ -129,10 +132,10 @@ def label(
            [0, 0, 0, 1]], dtype=int32)
     """
     source = open_source(image, channel=channel, level=level)
-    inside = None if mask is None else open_source(mask, channel=channel, level=level)
+    inside = None if mask is None else open_source(mask, level=level, plain_level=True)
     grid = make_grid(source, tile_shape, 0)
+    _check_options(source, inside, threshold, connectivity, by_value, numbering)
     axes = spatial_axes(source.axes, grid.ndim)
-    _check_options(source, inside, threshold, by_value, numbering)
     plan = Plan(
         operation="label",
         image=source,
@@ -160,9 +163,15 @@ def label(
     return execute(plan, to).labels
 
 
-def _check_options(source: Image, mask: Image | None, threshold: float | None, by_value: bool, numbering: str) -> None:
+def _check_options(
+    source: Image, mask: Image | None, threshold: Any, connectivity: Any, by_value: bool, numbering: str
+) -> None:
     if numbering not in ("raster", "tile"):
         raise ParameterError(f"numbering {numbering!r} is unknown. Choose 'raster' or 'tile'.")
+    if threshold is not None and not isinstance(threshold, Real | np.bool_):
+        raise ParameterError(f"threshold {threshold!r} is not a number. Give one, or None for voxels other than 0.")
+    if not isinstance(connectivity, Integral) or isinstance(connectivity, bool):
+        raise ParameterError(f"connectivity {connectivity!r} is not an int within 1..ndim.")
     if by_value and threshold is not None:
         raise ParameterError(f"by_value=True joins equal values; threshold {threshold} has no meaning with it.")
     if by_value and source.dtype.kind not in "iub":

@@ -37,7 +37,7 @@ class LocalLabels:
     def of(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Local ids of some labels as they were; 0 for those that are not in the core."""
         if self.ids is None:
-            return labels.astype(np.int64)
+            return np.where(labels <= self.n, labels, 0).astype(np.int64)
         where = np.searchsorted(self.ids, labels)
         known = where < self.ids.size
         known[known] = self.ids[where[known]] == labels[known]

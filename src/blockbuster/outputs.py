@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
-from blockbuster.errors import OutputError, OutputExistsError, ParameterError
+from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
 from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
@@ -45,11 +45,14 @@ class Output:
         Path of the array within the store.
     partial : str
         Where the array is until it is complete.
+    mark : str
+        Under which name a stage notes what is written.
     """
 
     root: str
     component: str
     partial: str
+    mark: str = ""
     opening: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -76,19 +79,20 @@ class Output:
             return
         self.discard()
         try:
-            os.makedirs(os.path.dirname(self.partial), exist_ok=True)
-            zarr.create_array(
-                self.partial,
-                shape=tuple(shape),
-                chunks=tuple(chunks),
-                dtype=dtype,
-                zarr_format=form,
-                fill_value=0,
-                **options,
-            )
-        except OSError as error:
+            with self._writing():
+                os.makedirs(os.path.dirname(self.partial), exist_ok=True)
+                zarr.create_array(
+                    self.partial,
+                    shape=tuple(shape),
+                    chunks=tuple(chunks),
+                    dtype=dtype,
+                    zarr_format=form,
+                    fill_value=0,
+                    **options,
+                )
+        except OutputError:
             self.discard()
-            raise OutputError(f"The output {self.path} cannot be written: {error}. Choose another write_to.") from error
+            raise
 
     def write(self, region: Region, block: NDArray[Any]) -> None:
         """Write whole chunks."""
@@ -96,34 +100,46 @@ class Output:
 
     def annotate(self, attributes: dict[str, Any]) -> None:
         """Add attributes to the array."""
-        zarr.open_array(self.partial, mode="r+").attrs.update(attributes)
+        with self._writing():
+            zarr.open_array(self.partial, mode="r+").attrs.update(attributes)
 
-    def commit(self, *, overwrite: bool) -> zarr.Array[Any]:
+    def commit(self, *, overwrite: bool) -> None:
         """Put the complete array in its place.
 
         Raises
         ------
         OutputExistsError
             If another one has come there and `overwrite` is not set.
+        OutputError
+            If it cannot be put there.
         """
-        form = _format_of(self.root)
+        with self._writing():
+            if self.component:
+                self._make_groups(_format_of(self.root))
+            self._swap(overwrite)
+
+    def _swap(self, overwrite: bool) -> None:
         aside = f"{self.partial}.replaced"
-        if self.component:
-            self._make_groups(form)
-        if self.path.exists() and os.path.exists(self.partial):
-            if not overwrite:
-                raise _exists(self.path)
-            os.rename(self.path, aside)
         if os.path.exists(self.partial):
+            if self.path.exists():
+                if not overwrite:
+                    raise _exists(self.path)
+                os.rename(self.path, aside)
             os.makedirs(self.path.parent, exist_ok=True)
             os.rename(self.partial, self.path)
         if os.path.exists(aside):
             shutil.rmtree(aside)
-        return self.open()
 
-    def open(self) -> zarr.Array[Any]:
-        """The array in its place."""
-        return zarr.open_array(self.root, path=self.component, mode="r")
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockbusterError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"The output {self.path} cannot be written: {error}. Make room, or choose another write_to."
+            ) from error
 
     def discard(self) -> None:
         """Remove what was written so far."""
@@ -215,7 +231,7 @@ def _exists(path: Path) -> OutputExistsError:
 
 
 def _node_kind(path: Path) -> str | None:
-    """ "array", "group" or None, by the metadata that lies in a folder."""
+    """Tell by the metadata that lies in a folder: "array", "group" or None."""
     if (path / ".zarray").exists():
         return "array"
     if (path / ".zgroup").exists():

@@ -1,7 +1,8 @@
 """Who may use a stage, who finds it again, and who removes it.
 
-A run holds the lock of its stage. A stage is found again only by its manifest. It is removed by its owner: after a run
-that succeeded, or with the last reference to a lazy array, whose runs in other processes hold leases meanwhile.
+Whoever needs a stage holds the lock of a file of its own in ``holders/``: the owner in the process that made the run,
+and leases in the processes where a lazy array is computed. A lock dies with its process. The last to let go removes the
+stage; the owner of a run that failed lets go without removing it, for the run to be resumed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -25,9 +27,14 @@ from blockbuster.stage import Manifest, Stage
 
 __all__ = ["Keeper", "StageOwner", "Ticket", "find_stage", "new_stage_path", "owned_stage", "run_id", "stopped_stages"]
 
+_ATTEMPTS = 3
+
+
+# Finding
+
 
 def run_id(manifest: Manifest) -> str:
-    """A digest of the manifest: two runs with the same one give the same bytes."""
+    """A digest of the manifest: two runs with the same one give the same labels."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -44,37 +51,33 @@ def find_stage(folder: str | Path, manifest: Manifest) -> Stage | None:
     ResumeError
         If there are stages of stopped runs to its target, but all of other runs: names each difference.
     """
-    for stage in reversed(_stages(folder, manifest["target"])):
-        if stage.manifest() == manifest:
+    found = _stages(folder, manifest["target"])
+    for stage, theirs in reversed(found):
+        if theirs == manifest:
             return stage
-    others = stopped_stages(folder, manifest["target"])
-    if others:
-        raise ResumeError(_difference(others[-1], manifest))
+    for stage, theirs in reversed(found):
+        if not _is_held(stage):
+            raise ResumeError(_difference(stage, theirs, manifest))
     return None
 
 
 def stopped_stages(folder: str | Path, target: str) -> list[Stage]:
     """Stages of runs to `target` at which no process is at work, oldest first."""
-    return [stage for stage in _stages(folder, target) if not _is_claimed(stage)]
+    return [stage for stage, _ in _stages(folder, target) if not _is_held(stage)]
 
 
-def _stages(folder: str | Path, target: str) -> list[Stage]:
-    manifests = Path(folder).glob(f"{glob.escape(target)}.blockbuster-????????/manifest.json")
-    stages = [Stage(str(path.parent)) for path in sorted(manifests, key=lambda path: path.stat().st_mtime)]
-    return [stage for stage in stages if stage.manifest()["target"] == target]
+def _stages(folder: str | Path, target: str) -> list[tuple[Stage, Manifest]]:
+    found = []
+    for path in Path(folder).glob(f"{glob.escape(target)}.blockbuster-????????"):
+        stage = Stage(str(path))
+        # A stage may be removed by its run at any time.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(((path / "manifest.json").stat().st_mtime, stage, stage.manifest()))
+    found.sort(key=lambda entry: entry[0])
+    return [(stage, manifest) for _, stage, manifest in found if manifest["target"] == target]
 
 
-def _is_claimed(stage: Stage) -> bool:
-    lock = stage.lock()
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def _difference(stage: Stage, manifest: Manifest) -> str:
-    theirs = stage.manifest()
+def _difference(stage: Stage, theirs: Manifest, manifest: Manifest) -> str:
     fields = [key for key in {**theirs, **manifest} if theirs.get(key) != manifest.get(key)]
     lines = "; ".join(f"{key} was {theirs.get(key)}, is {manifest.get(key)}" for key in fields)
     return (
@@ -83,99 +86,149 @@ def _difference(stage: Stage, manifest: Manifest) -> str:
     )
 
 
+# Holding
+
+
+def _holders(stage: Stage) -> str:
+    return os.path.join(stage.path, "holders")
+
+
+def _is_held(stage: Stage) -> bool:
+    """Whether a living process holds the stage."""
+    try:
+        return any(_is_locked(os.path.join(_holders(stage), name)) for name in os.listdir(_holders(stage)))
+    except FileNotFoundError:
+        return False
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        with FileLock(path).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _hold(stage: Stage, *, alone: bool) -> FileLock:
+    """Take a lock of one's own; `alone`, only where nobody else holds one."""
+    os.makedirs(_holders(stage), exist_ok=True)
+    with FileLock(os.path.join(stage.path, "mutex")):
+        if alone and _is_held(stage):
+            raise ResumeError(
+                f"The run in {stage.path} is still going on, or a lazy array uses it. Wait for it, or start a run of "
+                "its own without resume=True."
+            )
+        lock = FileLock(os.path.join(_holders(stage), uuid.uuid4().hex), thread_local=False)
+        lock.acquire()
+    return lock
+
+
+def _let_go(lock: FileLock | None) -> None:
+    if lock is not None:
+        lock.release()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(lock.lock_file)
+
+
+def _let_go_last(stage: Stage, held: list[FileLock]) -> None:
+    """Let go, and remove the stage unless somebody else holds it."""
+    while held:
+        _let_go(held.pop())
+    if not _is_held(stage):
+        stage.remove()
+
+
 @dataclass(frozen=True)
 class Ticket:
-    """The name of a stage without any claim on it: what an owner or a lease is in another process."""
+    """The name of a stage without any claim on it: what a keeper is in another process.
+
+    Attributes
+    ----------
+    leased : bool
+        Whether who uses the stage must hold it: not so where its owner outlives the run.
+    """
 
     stage: Stage
+    leased: bool
 
-    def hold(self) -> Keeper:
-        """Keep the stage for as long as the lease lives, also when its owner lets go of it."""
-        return Lease(self.stage).hold()
+    def hold(self, manifest: Manifest) -> Keeper | Ticket:
+        """Make the stage if there is none, and keep it for as long as the keeper lives."""
+        if not self.leased:
+            self.stage.require()
+            return self
+        return Keeper(self.stage).hold(manifest)
 
 
 class Keeper:
-    """Keeps a stage while it lives; pickled, it becomes a `Ticket`."""
+    """Keeps a stage while it lives, and removes it if it was the last; pickled, it becomes a `Ticket`."""
+
+    leased = True
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self._lock: FileLock | None = None
+        self._held: list[FileLock] = []
+        self._finalizer = weakref.finalize(self, _let_go_last, stage, self._held)
+        self._finalizer.atexit = False
 
-    def hold(self) -> Keeper:
-        """Claim the run where no other process has, and hold on to the stage."""
-        with contextlib.suppress(ResumeError):
-            self.claim()
-        return self
-
-    def claim(self) -> None:
-        """Take the lock of the run.
+    def hold(self, manifest: Manifest, *, alone: bool = False) -> Keeper:
+        """Make the stage if there is none, and hold it.
 
         Raises
         ------
         ResumeError
-            If another one has it.
+            If `alone` and somebody else holds it.
         """
-        if self._lock is not None:
-            return
-        lock = self.stage.lock()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ResumeError(
-                f"The run in {self.stage.path} is still going on, or a lazy array uses it. Wait for it, or start a run "
-                "of its own without resume=True."
-            ) from error
-        self._lock = lock
+        for _ in range(_ATTEMPTS):
+            if not self._held:
+                self.stage.make()
+                self._held.append(_hold(self.stage, alone=alone))
+            # Whoever let go of the stage just now may have removed it, lock and all.
+            if os.path.exists(self._held[0].lock_file):
+                break
+            self._held.clear()
+        self.stage.describe(manifest)
+        return self
 
-    def unlock(self) -> None:
-        """Give the lock of the run back."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def __reduce__(self) -> tuple[Callable[..., Ticket], tuple[Stage]]:
-        return Ticket, (self.stage,)
-
-
-class Lease(Keeper):
-    """Keeps a stage while the run of a lazy array needs it in a process other than its owner's."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        path = os.path.join(stage.path, "leases", uuid.uuid4().hex)
-        Path(path).touch()
-        weakref.finalize(self, _end_lease, stage, path)
+    def __reduce__(self) -> tuple[Callable[..., Ticket], tuple[Stage, bool]]:
+        return Ticket, (self.stage, self.leased)
 
 
 class StageOwner(Keeper):
-    """The one who removes a stage: when it is garbage, or when its process exits.
+    """The keeper in the process that made the run; lets go when that process exits.
 
-    Attributes
+    Parameters
     ----------
+    stage : Stage
+        The stage; need not exist yet.
     keep : bool
         Leave the stage where it is.
+    leased : bool
+        Whether other processes must hold the stage while they use it: where the owner may go before the run ends.
     """
 
-    def __init__(self, stage: Stage, *, keep: bool) -> None:
+    def __init__(self, stage: Stage, *, keep: bool, leased: bool) -> None:
         super().__init__(stage)
         self.keep = keep
-        if not keep:
-            self._finalizer = weakref.finalize(self, _end_ownership, stage)
-            self._finalizer.atexit = False
+        self.leased = leased and not keep
+        if keep:
+            self._finalizer.detach()
+        else:
             _owners.add(self)
 
     def release(self) -> None:
         """Leave the stage to whoever resumes the run."""
         _owners.discard(self)
-        if hasattr(self, "_finalizer"):
-            self._finalizer.detach()
-        self.unlock()
+        self._finalizer.detach()
+        while self._held:
+            _let_go(self._held.pop())
 
     def remove(self) -> None:
         """Remove the stage now."""
         self.release()
         self.stage.remove()
 
+
+Holder: TypeAlias = Keeper | Ticket
 
 _owners: weakref.WeakSet[StageOwner] = weakref.WeakSet()
 
@@ -186,33 +239,17 @@ def _remove_owned() -> None:
         owner.remove()
 
 
-def _end_ownership(stage: Stage) -> None:
-    """Remove the stage, or leave that to the last lease."""
-    leases = os.path.join(stage.path, "leases")
-    if os.path.isdir(leases) and os.listdir(leases):
-        Path(stage.path, "abandoned").touch()
-        if os.listdir(leases):
-            return
-    stage.remove()
-
-
-def _end_lease(stage: Stage, path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    if os.path.exists(os.path.join(stage.path, "abandoned")):
-        stage.remove()
-
-
 @contextlib.contextmanager
 def owned_stage(owner: StageOwner) -> Iterator[Stage]:
     """Remove the stage after a run that succeeds; after one that fails, only where no tile was finished."""
     try:
         yield owner.stage
     except BaseException as error:
-        if owner.keep or owner.stage.n_tiles():
+        n_finished = owner.stage.n_tiles()
+        if owner.keep or n_finished:
             owner.release()
             error.add_note(
-                f"{owner.stage.n_tiles()} finished tiles are kept in {owner.stage.path}. "
+                f"{n_finished} finished tiles are kept in {owner.stage.path}. "
                 "Repeat the call with resume=True to go on from there, or delete that folder."
             )
         else:

@@ -10,24 +10,26 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 from numpy.typing import DTypeLike
 
 from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_stage_visible
-from blockbuster.errors import GeometryError, ParameterError, SchedulerError
+from blockbuster.errors import GeometryError, LabelOverflowError, ParameterError, SchedulerError
 from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
+from blockbuster.identity import function_identity
 from blockbuster.outputs import Output, chunks_within, plan_output
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages
 from blockbuster.progress import Progress, shown
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
-from blockbuster.steps import Job, Kernel, Report, begin, final_block, scan, stage_tile, unite, write_block
+from blockbuster.steps import Job, Kernel, Report, begin, final_block, sample, scan, stage_tile, unite, write_block
 from blockbuster.stores import open_node
-from blockbuster.unions import Numbering, Rule
+from blockbuster.thresholds import sample_tiles
+from blockbuster.unions import Numbering, Rule, Where
 
 __all__ = ["Destination", "Outcome", "Plan", "check_block_ids", "check_dtype", "execute"]
 
@@ -44,6 +46,8 @@ class Plan:
         Name of the public function.
     parameters : dict
         What tells two runs apart besides image, function, grid and rules; values as words.
+    empty_threshold : float, "otsu" or None
+        Skip tiles whose maximum does not exceed it; "otsu": that of a sample.
     """
 
     operation: str
@@ -57,7 +61,7 @@ class Plan:
     block_ids: tuple[int, ...] | None
     function: str
     parameters: dict[str, str]
-    empty_threshold: float | None = None
+    empty_threshold: float | Literal["otsu"] | None = None
     use_gpu: bool = False
 
     @property
@@ -80,9 +84,8 @@ class Plan:
             "function": self.function,
             "tiles": repr(self.grid.bounds if not self.grid.is_regular else (self.grid.shape, self.grid.tile_shape)),
             "overlap": repr(self.grid.overlap),
-            "merge": repr(self.rules),
+            "merge": "; ".join(map(_rule_words, self.rules)),
             "numbering": self.numbering,
-            "dtype": str(self.dtype),
             "block_ids": "all" if self.block_ids is None else repr(self.block_ids),
             **self.parameters,
         }
@@ -128,7 +131,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     manifest = plan.manifest(_target(to, plan))
     if to.write_to is not None:
         return _to_store(plan, to, manifest, scheduler)
-    owner = _stage_for(plan, to, manifest)
+    owner = _stage_for(plan, to, manifest, scheduler)
     job = _job(plan, to, owner.stage, manifest, scheduler)
     graph = _graph(plan, job, owner, scheduler)
     array, count = array_of(graph, plan.grid, plan.tiles, plan.dtype), scalar_of(graph, _n_objects)
@@ -142,12 +145,12 @@ def execute(plan: Plan, to: Destination) -> Outcome:
 
 def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> Outcome:
     """Run everything with a stored array as its sink."""
-    done = _done_before(to, manifest)
+    done = _done_before(plan, to, manifest)
     if done is not None:
         return done
     output = plan_output(to.write_to, to.output_component, overwrite=to.overwrite, inputs=[i.home for i in plan.inputs])
-    owner = _stage_for(plan, to, manifest)
-    output = replace(output, partial=_partial_of(owner.stage, output))
+    owner = _stage_for(plan, to, manifest, scheduler)
+    output = replace(output, partial=_partial_of(owner.stage, output, plan.dtype), mark=str(plan.dtype))
     job = _job(plan, to, owner.stage, manifest, scheduler, output)
     graph = _graph(plan, job, owner, scheduler)
     numbers = _final_numbers(plan, job.final_grid)
@@ -156,7 +159,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
         output.create(plan.grid.shape, chunks_within(plan.grid), plan.dtype, plan.image.axes)
         with shown(to.progress, scheduler, keys, total):
             report: Report = compute_value(graph, numbers)
-        output.annotate({"blockbuster": _provenance(manifest, report)})
+        output.annotate({"blockbuster": _provenance(plan, manifest, report)})
         output.commit(overwrite=to.overwrite)
     return Outcome(_lazily(output.root, output.component), report.n_objects)
 
@@ -209,6 +212,8 @@ def _check_gpu(plan: Plan, scheduler: Scheduler) -> None:
 def _graph(plan: Plan, job: Job, owner: StageOwner, scheduler: Scheduler) -> RunGraph:
     steps = Steps(
         begin=functools.partial(begin, job, owner),
+        sample=functools.partial(sample, job.image),
+        sampled=sample_tiles(plan.tiles) if plan.empty_threshold == "otsu" else (),
         stage=stage_tile,
         scan=scan,
         unite=unite,
@@ -230,17 +235,22 @@ def _stored(image: Image | None) -> StoredImage | None:
     return image if isinstance(image, StoredImage) else None
 
 
-def _stage_for(plan: Plan, to: Destination, manifest: Manifest) -> StageOwner:
+def _stage_for(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> StageOwner:
     """The stage of the run to resume, or the name of a new one."""
     folder, target = _stage_folder(to, plan.image.home), manifest["target"]
+    lazy = to.write_to is None and not to.compute
     found = find_stage(folder, manifest) if to.resume else None
     if found is not None:
-        owner = StageOwner(found, keep=to.keep_stage)
-        owner.claim()
+        owner = StageOwner(found, keep=to.keep_stage, leased=lazy)
+        owner.hold(manifest, alone=True)
         return owner
     for left in () if to.resume else stopped_stages(folder, target)[-1:]:
         logger.warning("An unfinished run is in %s: resume=True goes on with it, or delete that folder.", left.path)
-    return StageOwner(Stage(new_stage_path(folder, target)), keep=to.keep_stage)
+    owner = StageOwner(Stage(new_stage_path(folder, target)), keep=to.keep_stage, leased=lazy)
+    if lazy and scheduler.crosses_processes:
+        # Workers must find that the stage has an owner, or the last of them would remove it.
+        owner.hold(manifest)
+    return owner
 
 
 def _job(
@@ -259,7 +269,7 @@ def _job(
         image=_stored(plan.image),
         mask=_stored(plan.mask),
         has_mask=plan.mask is not None,
-        empty_threshold=plan.empty_threshold,
+        empty_threshold=None if plan.empty_threshold == "otsu" else plan.empty_threshold,
         exclusive=plan.use_gpu and scheduler.client is None,
         verbose=to.verbose,
         block_ids=None if plan.block_ids is None else frozenset(plan.block_ids),
@@ -267,10 +277,10 @@ def _job(
     )
 
 
-def _partial_of(stage: Stage, output: Output) -> str:
+def _partial_of(stage: Stage, output: Output, dtype: np.dtype[Any]) -> str:
     """Where an output is in the making: told by the stage, so that a resumed run finds it."""
     folder = os.path.dirname(output.partial)
-    return os.path.join(folder, f".{os.path.basename(stage.path)}.partial")
+    return os.path.join(folder, f".{os.path.basename(stage.path)}.{dtype}.partial")
 
 
 def _final_numbers(plan: Plan, final_grid: TileGrid) -> Sequence[int]:
@@ -290,29 +300,40 @@ def _eager(owner: StageOwner, job: Job, scheduler: Scheduler) -> Iterator[None]:
     After a failure, an incomplete output is left only where a resumed run can finish it.
     """
     with owned_stage(owner):
-        owner.stage.create(job.manifest)
-        owner.claim()
+        owner.hold(job.manifest, alone=True)
         check_stage_visible(scheduler, owner.stage)
         try:
             yield
-        except BaseException:
-            if job.output is not None and not owner.stage.n_tiles():
+        except BaseException as error:
+            unusable = isinstance(error, LabelOverflowError) or not owner.stage.n_tiles()
+            if job.output is not None and unusable:
                 job.output.discard()
             raise
 
 
-def _provenance(manifest: Manifest, report: Report) -> dict[str, Any]:
-    return {"run": run_id(manifest), "operation": manifest["operation"], "report": asdict(report)}
+def _provenance(plan: Plan, manifest: Manifest, report: Report) -> dict[str, Any]:
+    return {"run": _result_id(plan, manifest), "operation": manifest["operation"], "report": asdict(report)}
 
 
-def _done_before(to: Destination, manifest: Manifest) -> Outcome | None:
+def _result_id(plan: Plan, manifest: Manifest) -> str:
+    """The run and what its stage does not depend on."""
+    return run_id({**manifest, "dtype": str(plan.dtype)})
+
+
+def _rule_words(rule: Rule) -> str:
+    if isinstance(rule, Where):
+        return f"Where({function_identity(rule.test)}, axes={rule.axes})"
+    return repr(rule)
+
+
+def _done_before(plan: Plan, to: Destination, manifest: Manifest) -> Outcome | None:
     """The output of this very run where it is complete already, and the run was asked to be resumed."""
     if not to.resume:
         return None
     path = Path(to.write_to, to.output_component.strip("/"))
     node = open_node(str(path)) if path.exists() else None
     made: Any = {} if node is None else node.attrs.asdict().get("blockbuster", {})
-    if made.get("run") != run_id(manifest):
+    if made.get("run") != _result_id(plan, manifest):
         return None
     for left in stopped_stages(_stage_folder(to, None), manifest["target"]):
         if left.manifest() == manifest:

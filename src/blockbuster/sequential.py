@@ -95,7 +95,7 @@ def relabel_sequential_zarr(store: str | os.PathLike[str], component: str = "lab
     _check_integers(source.dtype)
     array = zarr.open_array(path, mode="r")
     grid = TileGrid.regular(source.shape, array.shards or array.chunks)
-    found = map_tiles(functools.partial(_unique_of, source), grid, None)
+    found = map_tiles(functools.partial(_unique_of, source), grid, range(grid.n_tiles), None)
     ids = np.unique(np.concatenate([np.empty(0, source.dtype), *found]))
     if ids.size and int(ids[-1]) != ids.size:
         _replace(Path(store), component, source, grid, ids)
@@ -124,7 +124,7 @@ def _replace(root: Path, component: str, source: StoredImage, grid: TileGrid, id
         for name in ("zarr.json", ".zarray", ".zattrs"):
             if (output.path / name).exists():
                 shutil.copy2(output.path / name, output.partial)
-        map_tiles(_Renumbering(source, output, ids), grid, None)
+        map_tiles(_Renumbering(source, output, ids), grid, range(grid.n_tiles), None)
     except BaseException:
         output.discard()
         raise

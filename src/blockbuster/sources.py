@@ -149,7 +149,7 @@ class StoredImage:
 Image: TypeAlias = MemoryImage | GraphImage | StoredImage
 
 
-def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0) -> Image:
+def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, plain_level: bool = False) -> Image:
     """An image of any kind.
 
     Parameters
@@ -160,6 +160,8 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0) ->
         Channel of a store with a channel axis, by number or name; None for all. Ignored for arrays.
     level : int
         Level of a pyramid. Ignored for arrays.
+    plain_level : bool
+        Take a path to something without levels as it is, whatever the level.
 
     Raises
     ------
@@ -173,7 +175,7 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0) ->
     if isinstance(image, zarr.Array):
         return _stored(reference(image), image, None, (None,) * image.ndim)
     if isinstance(image, str | os.PathLike):
-        return _from_path(os.fspath(image), channel, level)
+        return _from_path(os.fspath(image), channel, level, plain_level)
     if isinstance(image, zarr.Group):
         raise ImageError(f"{image} is a zarr group. Give its path, or one of its arrays.")
     array = np.asarray(image)
@@ -200,14 +202,14 @@ def _from_dask(array: da.Array) -> GraphImage:
     return GraphImage(array)
 
 
-def _from_path(path: str, channel: int | str | None, level: int) -> Image:
+def _from_path(path: str, channel: int | str | None, level: int, plain_level: bool) -> Image:
     if path.lower().endswith((".tif", ".tiff")):
-        tiff = TiffRef(os.path.abspath(path), level)
+        tiff = TiffRef(os.path.abspath(path), 0 if plain_level else level)
         return _stored(tiff, tiff.open(), None, None)
     path = path if "://" in path else os.path.abspath(path)
     node = open_node(path)
     if isinstance(node, zarr.Array):
-        if level != 0:
+        if level != 0 and not plain_level:
             raise ImageError(f"level {level} was asked for, but {path} is a plain array: it has level 0 only.")
         return _stored(
             StoreRef(path),

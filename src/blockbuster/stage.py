@@ -4,11 +4,10 @@
 
     cells.zarr.labels.blockbuster-1f2e3d4c/
         manifest.json             what the run is: image, function, parameters, grid
-        lock                      held by the process that drives the run
+        holders/*                 locked by the processes that need the stage
         tiles/0000/000007.tile    one record per finished tile: counts, slabs, labels
         table/                    final ids; its json is written last
-        written/0000/000007       marks tiles whose final labels are written
-        leases/                   runs of lazy arrays in other processes
+        int32/0000/000007         marks regions of an output that are written
 
 A record is written under another name and then renamed: a tile is done if and only if its record is there, whole, and
 matches its checksums. Every write may happen twice. Files on one shared file system are all that workers share.
@@ -25,17 +24,16 @@ import socket
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from filelock import FileLock
 from numcodecs import blosc
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from blockbuster.errors import StageError
-from blockbuster.unions import Table
+from blockbuster.unions import Table, TableOutline
 
 __all__ = ["Manifest", "Stage", "TileRecord"]
 
@@ -63,17 +61,22 @@ class Stage:
 
     # Creation and removal
 
-    def create(self, manifest: Manifest) -> None:
-        """Make the folder; does nothing where it is there already."""
-        try:
-            for name in ("tiles", "written", "leases"):
-                os.makedirs(self._at(name), exist_ok=True)
-            if not os.path.exists(self._at("manifest.json")):
+    def make(self) -> None:
+        """Make the folder; does nothing where it is there already.
+
+        Raises
+        ------
+        StageError
+            If it cannot be made.
+        """
+        with self._writing():
+            os.makedirs(self._at("tiles"), exist_ok=True)
+
+    def describe(self, manifest: Manifest) -> None:
+        """Say what the run is: from then on others can find the stage."""
+        if not self.exists():
+            with self._writing():
                 _write_whole(self._at("manifest.json"), json.dumps(manifest, indent=1).encode())
-        except OSError as error:
-            raise StageError(
-                f"The stage {self.path} cannot be made: {error}. Give stage_dir= a folder that can be written."
-            ) from error
 
     def manifest(self) -> Manifest:
         """What the run is, field by field."""
@@ -103,15 +106,10 @@ class Stage:
         """Remove the folder and all in it."""
         # Renamed first: a task that is still running must not be able to write into it again.
         doomed = f"{self.path}.removed-{uuid.uuid4().hex[:8]}"
-        try:
-            os.rename(self.path, doomed)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(doomed)
-
-    def lock(self) -> FileLock:
-        """The lock of the run, not yet taken."""
-        return FileLock(self._at("lock"), thread_local=False)
+        if os.path.exists(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.path, doomed)
+                shutil.rmtree(doomed)
 
     # Tiles
 
@@ -153,31 +151,46 @@ class Stage:
         """Number of records, damaged ones counted."""
         return sum(name.endswith(".tile") for _, _, names in os.walk(self._at("tiles")) for name in names)
 
-    def mark_written(self, block_id: int) -> None:
-        """Note that the final labels of a tile are written."""
-        self._write_numbered("written", f"{block_id:06d}", block_id, b"")
+    def mark_written(self, output: str, number: int) -> None:
+        """Note that one region of an output is written."""
+        self._write_numbered(output, f"{number:06d}", number, b"")
 
-    def is_written(self, block_id: int) -> bool:
-        """Whether the final labels of a tile were noted as written."""
-        return os.path.exists(self._numbered("written", f"{block_id:06d}", block_id))
+    def is_written(self, output: str, number: int) -> bool:
+        """Whether one region of an output was noted as written."""
+        return os.path.exists(self._numbered(output, f"{number:06d}", number))
 
     # The table
 
     def write_table(self, table: Table) -> None:
-        """Keep the table; writing it again leaves what readers have mapped as it is."""
-        os.makedirs(self._at("table"), exist_ok=True)
-        for name in ("offsets", "absorbed", "targets", "ids"):
-            array = getattr(table, name)
-            if array is not None:
-                _write_array(self._at(f"table/{name}.npy"), array)
-        facts = {"n_objects": table.n_objects, "sequential": table.sequential, "has_ids": table.ids is not None}
-        _write_whole(self._at("table/table.json"), json.dumps(facts).encode())
+        """Keep the table; writing it again does not disturb its readers."""
+        with self._writing():
+            os.makedirs(self._at("table"), exist_ok=True)
+            for name, array in table.arrays().items():
+                _write_whole(self._at(f"table/{name}"), array.tobytes())
+            _write_whole(self._at("table/table.json"), json.dumps(table.facts()).encode())
 
-    def table(self) -> Table:
-        """The table, its arrays mapped from their files: only what is looked up is read."""
-        return _mapped_table(self._at("table"))
+    def lookup(self, block_id: int, dtype: DTypeLike) -> NDArray[Any]:
+        """Final ids of the labels 0..n of one tile: reads only that tile's slice of the table."""
+        outline = _outline(self._at("table"), os.stat(self._at("table/table.json")).st_mtime_ns)
+
+        def part(name: str, begin: int, end: int) -> NDArray[Any]:
+            kind = outline.dtypes[name]
+            path = self._at(f"table/{name}")
+            return np.fromfile(path, kind, count=end - begin, offset=begin * kind.itemsize)
+
+        return outline.lookup(block_id, dtype, part)
 
     # Paths
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StageError(
+                f"The stage {self.path} cannot be written: {error}. Give stage_dir= a folder with room that can be "
+                "written."
+            ) from error
 
     def _at(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -190,13 +203,11 @@ class Stage:
         try:
             _write_whole(path, data)
         except FileNotFoundError:
-            # Only the last level is made: a removed stage stays removed.
-            with contextlib.suppress(FileExistsError):
-                try:
-                    os.mkdir(os.path.dirname(path))
-                except FileNotFoundError:
-                    self.require()
-                    raise
+            self.require()
+            # Not "makedirs": a stage that is removed in between stays removed.
+            for missing in (self._at(folder), os.path.dirname(path)):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(missing)
             _write_whole(path, data)
 
 
@@ -308,29 +319,9 @@ def _write_whole(path: str, data: bytes) -> None:
         raise
 
 
-def _write_array(path: str, array: NDArray[Any]) -> None:
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.npy"
-    np.save(temporary, array)
-    os.replace(temporary, path)
-
-
 @functools.lru_cache(maxsize=4)
-def _mapped_table(folder: str) -> Table:
+def _outline(folder: str, _written: int) -> TableOutline:
     with open(os.path.join(folder, "table.json"), "rb") as file:
         facts = json.load(file)
-
-    def mapped(name: str) -> NDArray[Any]:
-        path = os.path.join(folder, f"{name}.npy")
-        # An empty file cannot be mapped.
-        empty = os.path.getsize(path) <= 128 and np.load(path).size == 0
-        array: NDArray[Any] = np.load(path, mmap_mode=None if empty else "r")
-        return array
-
-    return Table(
-        offsets=mapped("offsets"),
-        n_objects=facts["n_objects"],
-        absorbed=mapped("absorbed"),
-        targets=mapped("targets"),
-        ids=mapped("ids") if facts["has_ids"] else None,
-        sequential=facts["sequential"],
-    )
+    offsets, starts = (np.fromfile(os.path.join(folder, name), np.int64) for name in ("offsets", "starts"))
+    return TableOutline(offsets, starts, **facts)

@@ -15,13 +15,15 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from blockbuster.cluster import in_worker_process
 from blockbuster.errors import TileError
 from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
 from blockbuster.outputs import Output
-from blockbuster.ownership import Keeper, Ticket
+from blockbuster.ownership import Holder
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord
+from blockbuster.thresholds import otsu, thinned
 from blockbuster.unions import Numbering, Rule, ScanPart, SlabKey, make_table, seams_and_slabs, slab_region, slabs_of
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "TileLabels",
     "begin",
     "final_block",
+    "sample",
     "scan",
     "stage_tile",
     "unite",
@@ -85,7 +88,7 @@ class Job:
         Tiles whose maximum does not exceed it are empty.
     exclusive : bool
         One tile at a time is labelled, on all processes of the machine.
-    keeper : object
+    holder : Keeper or Ticket
         Keeps the stage.
     """
 
@@ -105,7 +108,7 @@ class Job:
     verbose: bool
     block_ids: frozenset[int] | None
     output: Output | None
-    keeper: Keeper | Ticket | None = None
+    holder: Holder | None = None
 
     def holds(self, block_id: int) -> bool:
         """Whether a tile is part of the run."""
@@ -139,10 +142,16 @@ class Report:
 # The steps
 
 
-def begin(job: Job, keeper: Keeper | Ticket) -> Job:
+def sample(image: StoredImage | None, tile: Tile, *blocks: NDArray[Any]) -> NDArray[Any]:
+    """A few voxels of a tile, for the threshold of empty tiles."""
+    with _blaming(tile, "reading the image"):
+        return thinned(blocks[0] if image is None else image.read(tile.core))
+
+
+def begin(job: Job, holder: Holder, samples: list[NDArray[Any]]) -> Job:
     """Make the stage, and hold it while any task may need it."""
-    job.stage.create(job.manifest)
-    return replace(job, keeper=keeper.hold())
+    threshold = otsu(samples) if samples else job.empty_threshold
+    return replace(job, holder=holder.hold(job.manifest), empty_threshold=threshold)
 
 
 def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
@@ -192,11 +201,11 @@ def unite(job: Job, parts: list[ScanPart]) -> Report:
     table = make_table(parts, job.grid.n_tiles, numbering=job.numbering, dtype=job.dtype)
     job.stage.write_table(table)
     report = Report(
-        n_objects=table.n_objects,
+        n_objects=table.outline.n_objects,
         n_tiles=sum(part.block_ids.size for part in parts),
         n_skipped=sum(part.skipped for part in parts),
         empty_threshold=job.empty_threshold,
-        n_labels=int(table.offsets[-1]),
+        n_labels=int(table.outline.offsets[-1]),
         n_reaching=sum(part.reaching for part in parts),
     )
     _tell(report, job)
@@ -213,14 +222,14 @@ def final_block(job: Job, number: int) -> NDArray[Any]:
 def write_block(job: Job, number: int) -> None:
     """Write the final labels of one region of the final grid."""
     assert job.output is not None
-    if job.stage.is_written(number):
+    if job.stage.is_written(job.output.mark, number):
         return
     region = job.final_grid.tile(number)
     with _blaming(region, "writing"):
         parts = [t for t in job.grid.overlapping(region.start, region.stop) if job.holds(t.block_id)]
         if any(job.stage.tile(part.block_id).counts["n"] for part in parts):
             job.output.write(region.core, _final_labels(job, region, _scratch))
-        job.stage.mark_written(number)
+        job.stage.mark_written(job.output.mark, number)
 
 
 # Parts of steps
@@ -233,19 +242,25 @@ def _blaming(tile: Tile, step: str) -> Iterator[None]:
         yield
     except TileError:
         raise
-    except Exception as error:  # re-raised with its place; the original is the cause
-        raise TileError.of(tile.index, tile.padded, step, error) from error
+    except Exception as error:  # noqa: BLE001 - re-raised with its place
+        made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker_process())
+        raise made from made.__cause__
 
 
 def _inputs(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The padded tile of the image and of the mask: given, or read here."""
     given = iter(blocks)
     with _blaming(tile, "reading the image"):
-        block = next(given) if job.image is None else job.image.read(tile.padded)
+        block = _own(next(given)) if job.image is None else job.image.read(tile.padded)
     if not job.has_mask:
         return block, None
     with _blaming(tile, "reading the mask"):
-        return block, next(given) if job.mask is None else job.mask.read(tile.padded)
+        return block, _own(next(given)) if job.mask is None else job.mask.read(tile.padded)
+
+
+def _own(block: NDArray[Any]) -> NDArray[Any]:
+    """A copy in native byte order: a function may write to its block, and others may share the one given."""
+    return np.array(block, dtype=block.dtype.newbyteorder("="), order="C")
 
 
 def _is_empty(job: Job, block: NDArray[Any]) -> bool:
@@ -357,7 +372,7 @@ def _final_labels(job: Job, region: Tile, allocate: Callable[..., NDArray[Any]])
             continue
         local = record.array("labels")[_within(low, high, tile.start)]
         # "clip" lets numpy write to `target` without a buffer; all ids are in range.
-        np.take(job.stage.table().lookup(tile.block_id, job.dtype), local, out=target, mode="clip")
+        np.take(job.stage.lookup(tile.block_id, job.dtype), local, out=target, mode="clip")
     return out
 
 

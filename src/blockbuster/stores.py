@@ -44,9 +44,13 @@ class Readable(Protocol):
     """What an image must have: a zarr array has it."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Of the voxels."""
+
     def __getitem__(self, key: Any, /) -> Any: ...
 
 

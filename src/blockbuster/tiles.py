@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from blockbuster.emptiness import otsu_threshold
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import TileGrid, per_axis
 from blockbuster.identity import function_identity
@@ -92,7 +91,8 @@ def tile_process(
     progress : bool or callable, default False
         Show a progress bar over tiles, or call ``progress(done, total)``. For runs with `compute` or `write_to`.
     write_to : path, optional
-        Zarr store to write to, in bounded memory; made if there is none. The labels appear in it complete or not at all.
+        Zarr store to write to, in bounded memory; made if there is none. The labels appear in it complete or
+        not at all.
     output_component : str, default "labels"
         Path of the labels within the store.
     sequential_labels : bool, default False
@@ -164,7 +164,7 @@ def tile_process(
         )
     source = open_source(image, channel=channel, level=level)
     grid = make_grid(source, tile_shape, overlap, use_gpu=use_gpu)
-    threshold = _empty_threshold(source, grid, skip_empty, empty_threshold)
+    threshold = _empty_threshold(skip_empty, empty_threshold)
     rules = resolve_merge(merge, overlap=grid.overlap, axes=spatial_axes(source.axes, grid.ndim))
     plan = Plan(
         operation="tile_process",
@@ -322,8 +322,8 @@ def _padded_blocks(source: Image, overlap: int | Sequence[int]) -> tuple[Image, 
     cores = [_core_extents(c, o) for c, o in zip(source.chunks, halo, strict=True)]
     if any(core < max(o, 1) for axis, o in zip(cores, halo, strict=True) if len(axis) > 1 for core in axis):
         raise GeometryError(
-            f"Blocks {source.chunks} cannot have margins of {halo}: without them the tiles are {cores}, and a tile must be "
-            "at least as thick as the overlap."
+            f"Blocks {source.chunks} cannot have margins of {halo}: without them the tiles are {cores}, and a tile "
+            "must be at least as thick as the overlap."
         )
     grid = TileGrid.from_chunks(cores, halo)
     return replace(source, padded=grid.shape), grid
@@ -334,9 +334,9 @@ def _core_extents(chunks: Sequence[int], overlap: int) -> tuple[int, ...]:
     return tuple(c - overlap * ((i > 0) + (i < last)) for i, c in enumerate(chunks))
 
 
-def _empty_threshold(source: Image, grid: TileGrid, skip_empty: bool, threshold: float | None) -> float | None:
-    if not skip_empty:
-        if threshold is not None:
-            raise ParameterError(f"empty_threshold {threshold} has no effect without skip_empty=True. Give both.")
-        return None
-    return otsu_threshold(source, grid) if threshold is None else float(threshold)
+def _empty_threshold(skip_empty: bool, threshold: float | None) -> float | Literal["otsu"] | None:
+    if skip_empty:
+        return "otsu" if threshold is None else float(threshold)
+    if threshold is not None:
+        raise ParameterError(f"empty_threshold {threshold} has no effect without skip_empty=True. Give both.")
+    return None

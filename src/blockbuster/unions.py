@@ -31,6 +31,7 @@ __all__ = [
     "ScanPart",
     "SlabKey",
     "Table",
+    "TableOutline",
     "Touching",
     "Where",
     "make_table",
@@ -432,48 +433,99 @@ class ScanPart:
     reaching: int
 
 
-@dataclass(frozen=True)
-class Table:
-    """Final ids of all tiles.
+ReadPart: TypeAlias = Callable[[str, int, int], NDArray[Any]]
 
-    A label has the provisional id ``offsets[block_id] + local``. With raster numbering `ids` holds the final id of
-    every provisional one. Otherwise only labels that were absorbed by another one are listed, with their target's
-    final id, and the others keep theirs, less the number absorbed before them where there are to be no gaps.
+
+@dataclass(frozen=True)
+class TableOutline:
+    """The small part of a table: where the slices of each tile are.
 
     Attributes
     ----------
     offsets : ndarray of int64, shape (n_tiles + 1,)
-        Labels in all tiles before each one.
+        Labels in all tiles before each one: a label has the provisional id ``offsets[block_id] + local``.
+    starts : ndarray of int64, shape (n_tiles + 1,)
+        Absorbed labels in all tiles before each one.
     n_objects : int
         Objects in all.
+    sequential : bool
+        Whether final ids are 1..n_objects.
+    ids_dtype : str or None
+        For raster numbering the dtype of the final ids.
+    """
+
+    offsets: Ids
+    starts: Ids
+    n_objects: int
+    sequential: bool
+    ids_dtype: str | None
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Of the arrays that `lookup` reads parts of."""
+        wide = np.dtype(np.int64)
+        return {"absorbed": wide, "targets": wide, "ids": np.dtype(self.ids_dtype or wide)}
+
+    def lookup(self, block_id: int, dtype: DTypeLike, read: ReadPart) -> NDArray[Any]:
+        """Final ids of the labels 0..n of one tile.
+
+        Parameters
+        ----------
+        read : callable
+            ``(name, begin, end) -> ndarray``: a part of the array `name` of the table.
+        """
+        low, high = int(self.offsets[block_id]), int(self.offsets[block_id + 1])
+        final = np.zeros(high - low + 1, dtype=dtype)
+        if self.ids_dtype is not None:
+            final[1:] = read("ids", low, high)
+            return final
+        begin, end = int(self.starts[block_id]), int(self.starts[block_id + 1])
+        gone = read("absorbed", begin, end) - low
+        shift = _gaps(gone, high - low, before=begin) if self.sequential else 0
+        final[1:] = np.arange(low + 1, high + 1) - shift
+        final[gone] = read("targets", begin, end)
+        return final
+
+
+@dataclass(frozen=True)
+class Table:
+    """Final ids of all tiles.
+
+    With raster numbering `ids` holds the final id of every provisional one. Otherwise only labels that were absorbed
+    by another one are listed, with their target's final id, and the others keep theirs, less the number absorbed before
+    them where there are to be no gaps.
+
+    Attributes
+    ----------
+    outline : TableOutline
+        Where the slices of each tile are.
     absorbed, targets : ndarray of int64, shape (n_absorbed,)
         Provisional ids that are gone, ascending, and the final ids of the objects that they belong to.
     ids : ndarray, shape (n_labels,), or None
         Final ids, for raster numbering.
-    sequential : bool
-        Whether final ids are 1..n_objects.
     """
 
-    offsets: Ids
-    n_objects: int
+    outline: TableOutline
     absorbed: Ids
     targets: Ids
-    ids: Ids | None
-    sequential: bool
+    ids: NDArray[Any] | None
 
     def lookup(self, block_id: int, dtype: DTypeLike) -> NDArray[Any]:
-        """Final ids of the labels 0..n of one tile, of `dtype`; reads only that tile's slice of the table."""
-        low, high = int(self.offsets[block_id]), int(self.offsets[block_id + 1])
-        final = np.zeros(high - low + 1, dtype=dtype)
+        """Final ids of the labels 0..n of one tile, of `dtype`."""
+        arrays = self.arrays()
+        return self.outline.lookup(block_id, dtype, lambda name, begin, end: arrays[name][begin:end])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name."""
+        found = {"offsets": self.outline.offsets, "starts": self.outline.starts}
         if self.ids is not None:
-            final[1:] = self.ids[low:high]
-            return final
-        begin, end = np.searchsorted(self.absorbed, [low + 1, high + 1])
-        gone = np.asarray(self.absorbed[begin:end]) - low
-        shift = _gaps(gone, high - low, before=int(begin)) if self.sequential else 0
-        final[1:] = np.arange(low + 1, high + 1) - shift
-        final[gone] = self.targets[begin:end]
-        return final
+            return {**found, "ids": self.ids}
+        return {**found, "absorbed": self.absorbed, "targets": self.targets}
+
+    def facts(self) -> dict[str, Any]:
+        """The numbers that are no arrays."""
+        kept = ("n_objects", "sequential", "ids_dtype")
+        return {name: getattr(self.outline, name) for name in kept}
 
 
 def make_table(parts: Iterable[ScanPart], n_tiles: int, *, numbering: Numbering, dtype: DTypeLike) -> Table:
@@ -509,10 +561,12 @@ def make_table(parts: Iterable[ScanPart], n_tiles: int, *, numbering: Numbering,
     _check_fit(n_objects, largest, np.dtype(dtype), numbering)
     if numbering == "raster":
         ids = _raster_ids(parts, offsets, absorbed, targets).astype(dtype, copy=False)
-        return Table(offsets, n_objects, absorbed[:0], targets[:0], ids, True)
+        outline = TableOutline(offsets, np.zeros_like(offsets), n_objects, True, ids.dtype.str)
+        return Table(outline, absorbed[:0], targets[:0], ids)
     if numbering == "sequential":
         targets = targets - np.searchsorted(absorbed, targets)
-    return Table(offsets, n_objects, absorbed, targets, None, numbering == "sequential")
+    starts = np.searchsorted(absorbed, offsets + 1)
+    return Table(TableOutline(offsets, starts, n_objects, numbering == "sequential", None), absorbed, targets, None)
 
 
 def _gaps(gone: Ids, n: int, *, before: int) -> Ids:

@@ -1,0 +1,50 @@
+"""Images that the benchmarks run on, each named for what it is hard with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+import zarr
+
+
+def smooth_blobs(size: int, seed: int = 0) -> tuple[np.ndarray, float]:
+    """A uint8 volume of blobs about ten voxels wide, and a threshold with 30 % above it."""
+    noise = np.random.default_rng(seed).random((size,) * 3, dtype=np.float32)
+    smooth = scipy.ndimage.gaussian_filter(noise, 4)
+    low, high = smooth.min(), smooth.max()
+    image = ((smooth - low) / (high - low) * 255).astype(np.uint8)
+    return image, float(np.quantile(image[: size // 8], 0.7))
+
+
+def random_foreground(size: int, seed: int = 0) -> tuple[np.ndarray, None]:
+    """A mask with 3 % of its voxels set at random: as many objects as there can be."""
+    return (np.random.default_rng(seed).random((size,) * 3, dtype=np.float32) < 0.03).astype(np.uint8), None
+
+
+def tiny_tiles(size: int, seed: int = 0) -> tuple[np.ndarray, None]:
+    """A 2-D mask with 40 % of its pixels set at random, for tiles that cost next to nothing themselves."""
+    return (np.random.default_rng(seed).random((size,) * 2, dtype=np.float32) < 0.4).astype(np.uint8), None
+
+
+PROBLEMS: dict[str, Callable[..., tuple[np.ndarray, float | None]]] = {
+    "blobs": smooth_blobs,
+    "random": random_foreground,
+    "tiny": tiny_tiles,
+}
+
+
+def store_problem(name: str, size: int, chunk: int, folder: Path) -> tuple[Path, float | None]:
+    """Write a problem to a zarr store, unless it is there from before; returns its path and threshold."""
+    path = folder / f"{name}-{size}-{chunk}.zarr"
+    if path.exists():
+        array = zarr.open_array(path, mode="r")
+        threshold = array.attrs["threshold"]
+        return path, None if threshold is None else float(threshold)
+    image, threshold = PROBLEMS[name](size)
+    array = zarr.create_array(path, shape=image.shape, chunks=(chunk,) * image.ndim, dtype=image.dtype)
+    array[...] = image
+    array.attrs["threshold"] = threshold
+    return path, threshold

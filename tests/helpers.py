@@ -1,0 +1,122 @@
+"""What tests compare and measure with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+import numpy as np
+import scipy.ndimage
+import zarr
+from numpy.typing import NDArray
+
+
+def assert_same_objects(actual: Any, expected: Any) -> None:
+    """Assert that two label images are the same up to ids: each id has one partner, 0 has 0."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    pairs = np.unique(np.stack([actual.ravel(), expected.ravel()]), axis=1)
+    assert len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1])), "objects differ"
+    assert all((a == 0) == (b == 0) for a, b in pairs.T), "background differs"
+
+
+def components(block: NDArray[Any]) -> NDArray[Any]:
+    """Label a block by faces: a picklable `fn`."""
+    labels: NDArray[Any] = scipy.ndimage.label(block)[0]
+    return labels
+
+
+@contextlib.contextmanager
+def nothing_computed() -> Iterator[None]:
+    """Fail if dask computes anything."""
+
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("something was computed")
+
+    with dask.config.set(scheduler=refuse):
+        yield
+
+
+def padded_blocks(image: NDArray[Any], tile_shape: Sequence[int], overlap: Sequence[int]) -> list[NDArray[Any]]:
+    """The padded tiles of an image in row-major order, clipped at its border."""
+    starts = itertools.product(*(range(0, n, t) for n, t in zip(image.shape, tile_shape, strict=True)))
+    return [
+        image[tuple(slice(max(a - o, 0), a + t + o) for a, t, o in zip(start, tile_shape, overlap, strict=True))]
+        for start in starts
+    ]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An `fn` that keeps each block it is given, in a folder, whatever process calls it."""
+
+    folder: Path
+    fn: Callable[[NDArray[Any]], NDArray[Any]] = components
+
+    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
+        with open(self.folder / f"{time.monotonic_ns():020d}-{uuid.uuid4().hex}.npy", "xb") as file:
+            np.save(file, block)
+        return self.fn(block)
+
+    def blocks(self) -> list[NDArray[Any]]:
+        """What `fn` was called with, in the order of the calls."""
+        return [np.load(path) for path in sorted(self.folder.glob("*.npy"))]
+
+    @property
+    def n_calls(self) -> int:
+        """How often `fn` was called."""
+        return len(self.blocks())
+
+
+def digest(path: Path) -> dict[str, str]:
+    """The content of every file under a path, by name."""
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(path.parent)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Names of stages and incomplete outputs that lie in a folder or below it."""
+    return sorted(
+        str(p.relative_to(folder)) for p in folder.rglob("*") if ".blockbuster-" in p.name or ".partial" in p.name
+    )
+
+
+def write_ome_zarr(
+    path: Path,
+    levels: Sequence[NDArray[Any]],
+    axes: str,
+    *,
+    version: Literal["0.4", "0.5"] = "0.5",
+    channels: Sequence[str] = (),
+    chunks: Sequence[int] | None = None,
+) -> Path:
+    """Write an OME-Zarr image with its metadata as the specification spells them."""
+    group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
+    for number, level in enumerate(levels):
+        options: dict[str, Any] = {"dimension_names": list(axes)} if version == "0.5" else {}
+        group.create_array(str(number), data=np.asarray(level), chunks=tuple(chunks or level.shape), **options)
+    kinds = {"t": "time", "c": "channel"}
+    multiscale = {
+        "axes": [{"name": axis, "type": kinds.get(axis, "space")} for axis in axes],
+        "datasets": [
+            {"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [float(2**n)] * len(axes)}]}
+            for n in range(len(levels))
+        ],
+    }
+    ome: dict[str, Any] = {"multiscales": [multiscale]}
+    if channels:
+        ome["omero"] = {"channels": [{"label": name} for name in channels]}
+    if version == "0.4":
+        multiscale["version"] = version
+        group.attrs.update(ome)
+    else:
+        group.attrs["ome"] = {"version": version, **ome}
+    return path
