@@ -119,7 +119,7 @@ def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
         return
     try:
         cloudpickle.dumps(value)
-    except Exception as error:  # noqa: BLE001 - foreign code runs when a thing is pickled
+    except Exception as error:
         raise SchedulerError(
             f"{what} {value!r} cannot be pickled, which the {scheduler.kind} scheduler needs: {error}. Define it at "
             "the top level of a module, open files and models within it, or use the threaded scheduler."

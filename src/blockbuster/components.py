@@ -51,6 +51,9 @@ def block_components(block: NDArray[Any], *, connectivity: int, axes: Sequence[i
     """
     if not block.size:
         return np.zeros(block.shape, np.uint8), 0
+    if block.dtype == np.uint64:
+        # cc3d takes no value above int64's; which bits are equal stays the same.
+        block = block.view(np.int64)
     joined = [axis for axis in axes if block.shape[axis] > 1]
     apart = [axis for axis in range(block.ndim) if axis not in joined]
     if not joined:

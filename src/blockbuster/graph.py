@@ -44,7 +44,9 @@ __all__ = [
 
 Layer: TypeAlias = dict[Any, Any]
 
+# Tiles per scanning task: enough of them for few tasks, few enough for all workers to take part.
 _SCAN_TILES = 64
+_SCAN_TASKS = 64
 
 
 @dataclass(frozen=True)
@@ -336,8 +338,9 @@ def _scan_layer(
 ) -> Layer:
     chosen = set(block_ids)
     layer: Layer = {}
-    for number, begin in enumerate(range(0, len(block_ids), _SCAN_TILES)):
-        batch = tuple(block_ids[begin : begin + _SCAN_TILES])
+    size = min(max(len(block_ids) // _SCAN_TASKS, 1), _SCAN_TILES)
+    for number, begin in enumerate(range(0, len(block_ids), size)):
+        batch = tuple(block_ids[begin : begin + size])
         needed = dict.fromkeys(batch)
         for block_id in batch:
             needed.update(dict.fromkeys(n for n in neighbours(block_id) if n in chosen))

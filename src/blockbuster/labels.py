@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,12 +51,19 @@ class Components:
     def _foreground(self, block: NDArray[Any]) -> NDArray[np.bool_]:
         foreground: NDArray[np.bool_]
         if self.threshold is not None:
-            foreground = block > self.threshold
+            foreground = block > _comparable(self.threshold, block.dtype)
         elif block.dtype.kind in "fc":
             foreground = (block != 0) & ~np.isnan(block)
         else:
             foreground = block != 0
         return foreground
+
+
+def _comparable(threshold: float, dtype: np.dtype[Any]) -> float:
+    """A threshold with the same voxels above it: an int for ints, which compare faster, where that is exact."""
+    if dtype.kind in "iu" and dtype.itemsize <= 4 and math.isfinite(threshold):
+        return math.floor(threshold)
+    return threshold
 
 
 def label(

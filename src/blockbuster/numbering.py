@@ -83,15 +83,22 @@ def first_voxels(labels: NDArray[Any], start: Sequence[int], shape: Sequence[int
     >>> first_voxels(np.array([[0, 1, 1], [2, 0, 1]]), start=(10, 0), shape=(20, 100))
     array([1001, 1100])
     """
-    flat = labels.reshape(-1)
-    # Only the beginnings of runs can be first voxels: far fewer than voxels.
-    begins = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    highest = np.maximum.accumulate(flat[begins])
-    new = np.concatenate([[highest[0] > 0], highest[1:] > highest[:-1]])
-    local = np.unravel_index(begins[new], labels.shape)
+    rows = labels.reshape(-1, labels.shape[-1])
+    # Labels rise in raster order: a row has a new one if and only if its largest exceeds all before it.
+    highest = np.maximum.accumulate(rows.max(axis=1))
+    before = np.concatenate([[0], highest[:-1]]).astype(highest.dtype)
+    fresh = np.flatnonzero(highest > before)
+    row, column = _rises(rows[fresh], before[fresh])
+    local = np.unravel_index(fresh[row] * rows.shape[1] + column, labels.shape)
     placed = tuple(i + a for i, a in zip(local, start, strict=True))
     position: NDArray[np.int64] = np.ravel_multi_index(placed, tuple(shape)).astype(np.int64)
     return position
+
+
+def _rises(rows: NDArray[Any], before: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Row and column of each value that exceeds all before it in its row, and `before` it."""
+    highest = np.maximum.accumulate(np.concatenate([before[:, np.newaxis], rows], axis=1), axis=1)
+    return np.nonzero(highest[:, 1:] > highest[:, :-1])
 
 
 def _unique(labels: NDArray[Any]) -> NDArray[Any]:

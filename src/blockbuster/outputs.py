@@ -27,7 +27,7 @@ from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError,
 from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
-__all__ = ["Output", "chunks_within", "plan_output"]
+__all__ = ["Output", "chunks_within", "plan_output", "store_path"]
 
 # A chunk of 2^22 voxels is 16 MiB of int32: few files, and well below what blosc can take.
 _CHUNK_VOXELS = 1 << 22
@@ -174,11 +174,7 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
     OutputError
         If the output would lie in an input or in another array.
     """
-    if not isinstance(write_to, str | os.PathLike) or "://" in os.fspath(write_to):
-        raise ParameterError(
-            f"write_to {write_to!r} is not a path on a local file system. Give the path of a zarr store."
-        )
-    root = Path(os.path.abspath(write_to))
+    root = store_path(write_to)
     component = component.strip("/")
     if any(part in ("", ".", "..") for part in component.split("/")) and component:
         raise ParameterError(f"output_component {component!r} must be a path within the store, such as 'labels/cells'.")
@@ -193,6 +189,21 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
         raise _exists(path)
     name = f".{'-'.join([root.name, *component.split('/')]).strip('-')}.{uuid.uuid4().hex[:8]}.partial"
     return Output(str(root), component, str(_workplace(root) / name))
+
+
+def store_path(write_to: Any) -> Path:
+    """The absolute path of a store to write to.
+
+    Raises
+    ------
+    ParameterError
+        If it is not a path on a local file system.
+    """
+    if not isinstance(write_to, str | os.PathLike) or "://" in str(os.fspath(write_to)):
+        raise ParameterError(
+            f"write_to {write_to!r} is not a path on a local file system. Give the path of a zarr store."
+        )
+    return Path(os.path.abspath(write_to))
 
 
 def chunks_within(grid: TileGrid) -> tuple[int, ...]:

@@ -61,9 +61,10 @@ def find_stage(folder: str | Path, manifest: Manifest) -> Stage | None:
     return None
 
 
-def stopped_stages(folder: str | Path, target: str) -> list[Stage]:
-    """Stages of runs to `target` at which no process is at work, oldest first."""
-    return [stage for stage, _ in _stages(folder, target) if not _is_held(stage)]
+def stopped_stages(folder: str | Path, manifest: Manifest) -> list[Stage]:
+    """Stages of the run that `manifest` describes at which no process is at work, oldest first."""
+    found = _stages(folder, manifest["target"])
+    return [stage for stage, theirs in found if theirs == manifest and not _is_held(stage)]
 
 
 def _stages(folder: str | Path, target: str) -> list[tuple[Stage, Manifest]]:

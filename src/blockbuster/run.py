@@ -21,7 +21,7 @@ from blockbuster.errors import GeometryError, LabelOverflowError, ParameterError
 from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
-from blockbuster.outputs import Output, chunks_within, plan_output
+from blockbuster.outputs import Output, chunks_within, plan_output, store_path
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages
 from blockbuster.progress import Progress, shown
 from blockbuster.sources import Image, StoredImage, given
@@ -104,6 +104,11 @@ class Destination:
     resume: bool = False
     overwrite: bool = False
     verbose: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Absolute path of the store that is written to."""
+        return store_path(self.write_to)
 
 
 @dataclass(frozen=True)
@@ -237,16 +242,16 @@ def _stored(image: Image | None) -> StoredImage | None:
 
 def _stage_for(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> StageOwner:
     """The stage of the run to resume, or the name of a new one."""
-    folder, target = _stage_folder(to, plan.image.home), manifest["target"]
+    folder = _stage_folder(to, plan.image.home)
     lazy = to.write_to is None and not to.compute
     found = find_stage(folder, manifest) if to.resume else None
     if found is not None:
         owner = StageOwner(found, keep=to.keep_stage, leased=lazy)
         owner.hold(manifest, alone=True)
         return owner
-    for left in () if to.resume else stopped_stages(folder, target)[-1:]:
-        logger.warning("An unfinished run is in %s: resume=True goes on with it, or delete that folder.", left.path)
-    owner = StageOwner(Stage(new_stage_path(folder, target)), keep=to.keep_stage, leased=lazy)
+    for left in () if to.resume else stopped_stages(folder, manifest):
+        logger.warning("The same run was stopped in %s: resume=True goes on with it, or delete that folder.", left.path)
+    owner = StageOwner(Stage(new_stage_path(folder, manifest["target"])), keep=to.keep_stage, leased=lazy)
     if lazy and scheduler.crosses_processes:
         # Workers must find that the stage has an owner, or the last of them would remove it.
         owner.hold(manifest)
@@ -330,15 +335,14 @@ def _done_before(plan: Plan, to: Destination, manifest: Manifest) -> Outcome | N
     """The output of this very run where it is complete already, and the run was asked to be resumed."""
     if not to.resume:
         return None
-    path = Path(to.write_to, to.output_component.strip("/"))
+    path = Path(to.root, to.output_component.strip("/"))
     node = open_node(str(path)) if path.exists() else None
     made: Any = {} if node is None else node.attrs.asdict().get("blockbuster", {})
     if made.get("run") != _result_id(plan, manifest):
         return None
-    for left in stopped_stages(_stage_folder(to, None), manifest["target"]):
-        if left.manifest() == manifest:
-            left.remove()
-    return Outcome(_lazily(to.write_to, to.output_component), made["report"]["n_objects"])
+    for left in stopped_stages(_stage_folder(to, None), manifest):
+        left.remove()
+    return Outcome(_lazily(to.root, to.output_component), made["report"]["n_objects"])
 
 
 def _lazily(root: Any, component: str) -> da.Array:
@@ -351,7 +355,7 @@ def _stage_folder(to: Destination, image_home: Path | None) -> Path:
     if to.stage_dir is not None:
         return Path(to.stage_dir).absolute()
     if to.write_to is not None:
-        return Path(to.write_to).absolute().parent
+        return to.root.parent
     if image_home is not None:
         beside = _outermost_store(image_home).parent
         if os.access(beside, os.W_OK):
@@ -369,7 +373,7 @@ def _outermost_store(path: Path) -> Path:
 
 def _target(to: Destination, plan: Plan) -> str:
     if to.write_to is not None:
-        parts = [Path(to.write_to).absolute().name, *to.output_component.strip("/").split("/")]
+        parts = [to.root.name, *to.output_component.strip("/").split("/")]
         return ".".join(filter(None, parts))
     home = plan.image.home
     return f"{_outermost_store(home).name if home is not None else 'array'}.{plan.operation}"

@@ -142,8 +142,11 @@ class StoredImage:
     def _samples(self) -> list[NDArray[Any]]:
         if 0 in self.shape:
             return []
-        spots = [[(n - 1) * k // max(_SAMPLES - 1, 1) for n in self.shape] for k in range(_SAMPLES)]
-        return [self.read(tuple(slice(i, min(i + 8, n)) for i, n in zip(s, self.shape, strict=True))) for s in spots]
+        spots = [[(n - 1) * k // (_SAMPLES - 1) for n in self.shape] for k in range(_SAMPLES)]
+        try:
+            return [self.read(tuple(slice(i, i + 1) for i in spot)) for spot in spots]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ImageError(f"The image {self.ref.describe()} cannot be read: {error}") from error
 
 
 Image: TypeAlias = MemoryImage | GraphImage | StoredImage

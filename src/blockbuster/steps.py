@@ -46,6 +46,7 @@ Records: TypeAlias = Callable[[int], TileRecord]
 
 # Above this share of labels at the outer edge of what their tile has read, the overlap is likely too small.
 _REACHING_SHARE = 0.1
+_TAKE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -298,12 +299,14 @@ def _record(job: Job, tile: Tile, made: TileLabels) -> tuple[dict[str, int], dic
     seen = made.labels[tile.within_padded(start, stop)]
     core = _within(tile.start, tile.stop, start)
     local = number_locally(seen, core, made.n)
-    if local.n == 0:
+    if not local.n + local.ghosts:
         return {"n": 0}, {}
     counts = {"n": local.n, "ghosts": local.ghosts}
+    arrays = {key.name: local.labels[_within(*slab_region(key, tile), start)] for key in keys}
+    if not local.n:
+        return counts, arrays
     if any(margin):
         counts["reaching"] = _n_reaching(made.labels, tile, job.grid, local)
-    arrays = {key.name: local.labels[_within(*slab_region(key, tile), start)] for key in keys}
     if job.numbering == "raster":
         arrays["first"] = first_voxels(local.labels[core], tile.start, job.grid.shape)
     if made.values is not None:
@@ -337,11 +340,9 @@ def _joined(rule: Rule, seam: Seam, records: Records, mine: SlabKey, theirs: Sla
 
 def _joined_seams(job: Job, block_id: int, records: Records) -> Iterator[tuple[Seam, NDArray[np.int64]]]:
     """Seams that a tile opens, with the pairs of labels that are one object there."""
-    if not records(block_id).counts["n"]:
-        return
     for rule in job.rules:
         for seam, mine, theirs in seams_and_slabs(block_id, job.grid, rule):
-            if job.holds(seam.second) and records(seam.second).counts["n"]:
+            if job.holds(seam.second) and records(seam.first).has(mine.name) and records(seam.second).has(theirs.name):
                 pairs = _joined(rule, seam, records, mine, theirs)
                 if len(pairs):
                     yield seam, pairs
@@ -371,9 +372,20 @@ def _final_labels(job: Job, region: Tile, allocate: Callable[..., NDArray[Any]])
             target[...] = 0
             continue
         local = record.array("labels")[_within(low, high, tile.start)]
-        # "clip" lets numpy write to `target` without a buffer; all ids are in range.
-        np.take(job.stage.lookup(tile.block_id, job.dtype), local, out=target, mode="clip")
+        _take(job.stage.lookup(tile.block_id, job.dtype), local, target)
     return out
+
+
+def _take(table: NDArray[Any], local: NDArray[Any], target: NDArray[Any]) -> None:
+    """Look `local` up in `table`, a part at a time: numpy widens indices, which should stay in the cache."""
+    if not target.flags.c_contiguous:
+        np.take(table, local, out=target, mode="clip")
+        return
+    source, sink = local.reshape(-1), target.reshape(-1)
+    for begin in range(0, source.size, _TAKE):
+        part = slice(begin, begin + _TAKE)
+        # "clip" lets numpy write to `out` without a buffer; all ids are in range.
+        np.take(table, source[part], out=sink[part], mode="clip")
 
 
 _buffers = threading.local()

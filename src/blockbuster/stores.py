@@ -183,10 +183,10 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
 def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
     """The array with the Rust codec pipeline, if that supports it; changes `array` itself.
 
-    Only for arrays on local file systems in native byte order; others keep the ordinary pipeline.
+    Only for arrays on local file systems in native byte order and C order; others keep the ordinary pipeline.
     """
     inner = array.async_array
-    if not isinstance(array.store, LocalStore) or not is_native(array):
+    if not isinstance(array.store, LocalStore) or not is_native(array) or array.order != "C":
         return array
     try:
         impl = get_codec_pipeline_impl(inner.metadata, array.store, strict=True)
