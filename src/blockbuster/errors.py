@@ -129,7 +129,7 @@ class TileError(BlockbusterError, RuntimeError):
 def _survives_pickling(error: BaseException) -> bool:
     try:
         return isinstance(pickle.loads(pickle.dumps(error)), BaseException)
-    except Exception:
+    except Exception:  # noqa: BLE001 - foreign code runs when a thing is pickled
         return False
 
 

@@ -24,7 +24,7 @@ __all__ = ["Chunks", "GraphImage", "Image", "MemoryImage", "StoredImage", "given
 
 Chunks: TypeAlias = tuple[tuple[int, ...], ...]
 
-_SAMPLES = 8
+_SAMPLES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +130,10 @@ class StoredImage:
         return self.ref.home
 
     def identity(self) -> str:
-        """Tells whether another run had the same image: its name, its form, and a few voxels of it."""
+        """Tells whether another run had the same image: its name, its form, and a few of its files or voxels."""
         picked = [i for i in self.fixed if i is not None]
-        return f"{self.ref.describe()} {self.shape} {self.dtype} at {picked} {tokenize(self._samples())}"
+        content = self.ref.file_states() or self._samples()
+        return f"{self.ref.describe()} {self.shape} {self.dtype} at {picked} {tokenize(content)}"
 
     def read(self, region: Region) -> NDArray[Any]:
         """The voxels of a region."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import zarr
@@ -38,6 +39,11 @@ __all__ = [
     "reference",
     "with_fast_codecs",
 ]
+
+
+FileState: TypeAlias = tuple[str, int, int]
+
+_FILES = 64
 
 
 class Readable(Protocol):
@@ -67,6 +73,9 @@ class ArrayRef(Protocol):
     def describe(self) -> str:
         """What it is called in messages and manifests: the same in each run."""
 
+    def file_states(self) -> list[FileState]:
+        """Name, size and time of change of a few of its files; none where it has no files."""
+
 
 @dataclass(frozen=True)
 class StoreRef:
@@ -95,6 +104,18 @@ class StoreRef:
         """What it is called in messages and manifests."""
         return f"{self.store}/{self.component}".rstrip("/")
 
+    def file_states(self) -> list[FileState]:
+        """Name, size and time of change of its metadata and of some of its chunks."""
+        if self.home is None:
+            return []
+        array = zarr.open_array(self.store, path=self.component, mode="r")
+        units = array.shards or array.chunks
+        counts = [max(-(-n // c), 1) for n, c in zip(array.shape, units, strict=True)]
+        picked = np.unique(np.linspace(0, math.prod(counts) - 1, _FILES).astype(np.int64))
+        indices = zip(*np.unravel_index(picked, counts), strict=True)
+        keys = [array.metadata.encode_chunk_key(tuple(map(int, index))) for index in indices]
+        return [_state(self.home / name) for name in ("zarr.json", ".zarray", *keys)]
+
 
 @dataclass(frozen=True)
 class TiffRef:
@@ -117,6 +138,10 @@ class TiffRef:
         """What it is called in messages and manifests."""
         return f"{self.path} level {self.level}"
 
+    def file_states(self) -> list[FileState]:
+        """Name, size and time of change of the file."""
+        return [_state(Path(self.path))]
+
 
 @dataclass(frozen=True, eq=False)
 class GivenRef:
@@ -136,6 +161,18 @@ class GivenRef:
     def describe(self) -> str:
         """What it is called in messages and manifests."""
         return str(getattr(self.array, "store_path", type(self.array).__name__))
+
+    def file_states(self) -> list[FileState]:
+        """None: it has no files."""
+        return []
+
+
+def _state(path: Path) -> FileState:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return path.name, 0, 0
+    return str(path), facts.st_size, facts.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=16)
