@@ -17,9 +17,9 @@ from blockbuster.errors import (
     TileError,
 )
 from blockbuster.labels import label
+from blockbuster.rules import Contact, Overlapping, Touching, Where
 from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
 from blockbuster.tiles import merge_tile_labels, tile_process
-from blockbuster.unions import Contact, Overlapping, Touching, Where
 
 __version__ = "0.1.0"
 

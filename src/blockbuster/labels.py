@@ -17,11 +17,11 @@ from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.ngff import spatial_axes
 from blockbuster.numbering import first_voxels
 from blockbuster.progress import Progress
+from blockbuster.rules import Touching, resolve_merge
 from blockbuster.run import Destination, Plan, check_block_ids, check_dtype, execute
 from blockbuster.sources import Image, open_source
 from blockbuster.steps import TileLabels
 from blockbuster.tiling import TileShape, make_grid
-from blockbuster.unions import Touching, resolve_merge
 
 __all__ = ["label"]
 

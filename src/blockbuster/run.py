@@ -24,12 +24,13 @@ from blockbuster.identity import function_identity
 from blockbuster.outputs import Output, chunks_within, plan_output, store_path
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages
 from blockbuster.progress import Progress, shown
+from blockbuster.rules import Rule, Where
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.steps import Job, Kernel, Report, begin, final_block, sample, scan, stage_tile, unite, write_block
 from blockbuster.stores import open_node
 from blockbuster.thresholds import sample_tiles
-from blockbuster.unions import Numbering, Rule, Where
+from blockbuster.unions import Numbering
 
 __all__ = ["Destination", "Outcome", "Plan", "check_block_ids", "check_dtype", "execute"]
 

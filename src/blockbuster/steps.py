@@ -21,10 +21,11 @@ from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
 from blockbuster.outputs import Output
 from blockbuster.ownership import Holder
+from blockbuster.rules import Rule, SlabKey, seams_and_slabs, slab_region, slabs_of
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord
 from blockbuster.thresholds import otsu, thinned
-from blockbuster.unions import Numbering, Rule, ScanPart, SlabKey, make_table, seams_and_slabs, slab_region, slabs_of
+from blockbuster.unions import Numbering, ScanPart, make_table
 
 __all__ = [
     "Job",

@@ -16,11 +16,11 @@ from blockbuster.grid import TileGrid, per_axis
 from blockbuster.identity import function_identity
 from blockbuster.ngff import spatial_axes
 from blockbuster.progress import Progress
+from blockbuster.rules import Merge, resolve_merge
 from blockbuster.run import Destination, Plan, check_block_ids, check_dtype, execute
 from blockbuster.sources import GraphImage, Image, open_source
 from blockbuster.steps import TileLabels
 from blockbuster.tiling import TileShape, make_grid
-from blockbuster.unions import Merge, resolve_merge
 
 __all__ = ["merge_tile_labels", "tile_process"]
 
