@@ -19,14 +19,13 @@ from blockbuster.errors import SchedulerError, StageError
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
-    from blockbuster.stage import Stage
 
 __all__ = [
     "RunningCluster",
     "Scheduler",
     "active_scheduler",
     "check_picklable",
-    "check_stage_visible",
+    "check_visible",
     "in_worker_process",
     "make_local_cluster",
 ]
@@ -115,7 +114,8 @@ def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
     SchedulerError
         If tasks run in other processes and `value` cannot be pickled.
     """
-    if not scheduler.crosses_processes:
+    # A client pickles graphs for workers in its own process as well.
+    if not scheduler.crosses_processes and scheduler.client is None:
         return
     try:
         cloudpickle.dumps(value)
@@ -126,8 +126,8 @@ def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
         ) from error
 
 
-def check_stage_visible(scheduler: Scheduler, stage: Stage) -> None:
-    """Refuse a stage that some worker cannot see.
+def check_visible(scheduler: Scheduler, what: str, path: str, option: str) -> None:
+    """Refuse a folder that some worker cannot see.
 
     Raises
     ------
@@ -136,12 +136,12 @@ def check_stage_visible(scheduler: Scheduler, stage: Stage) -> None:
     """
     if scheduler.client is None:
         return
-    seen: dict[str, bool] = scheduler.client.run(stage.exists)
+    seen: dict[str, bool] = scheduler.client.run(os.path.exists, path)
     blind = [worker for worker, sees in seen.items() if not sees]
     if blind:
         raise StageError(
-            f"The stage {stage.path} is not visible from the workers {', '.join(blind)}. "
-            "Give stage_dir= a folder on a file system that the client and all workers share."
+            f"The {what} {path} is not visible from the workers {', '.join(blind)}. "
+            f"Give {option}= a folder on a file system that the client and all workers share."
         )
 
 

@@ -51,6 +51,9 @@ def block_components(block: NDArray[Any], *, connectivity: int, axes: Sequence[i
     """
     if not block.size:
         return np.zeros(block.shape, np.uint8), 0
+    if not block.flags.writeable:
+        # cc3d asks for memory that it may write to, and leaves it as it is.
+        block = block.copy()
     if block.dtype == np.uint64:
         # cc3d takes no value above int64's; which bits are equal stays the same.
         block = block.view(np.int64)

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import math
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
+from blockbuster.files import remove_folder
 from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
@@ -127,8 +127,7 @@ class Output:
                 os.rename(self.path, aside)
             os.makedirs(self.path.parent, exist_ok=True)
             os.rename(self.partial, self.path)
-        if os.path.exists(aside):
-            shutil.rmtree(aside)
+        remove_folder(aside)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -143,8 +142,7 @@ class Output:
 
     def discard(self) -> None:
         """Remove what was written so far."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.partial)
+        remove_folder(self.partial)
 
     def _make_groups(self, form: Literal[2, 3]) -> None:
         parts = self.component.split("/")[:-1]

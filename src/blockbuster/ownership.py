@@ -23,9 +23,21 @@ from typing import TypeAlias
 from filelock import FileLock, Timeout
 
 from blockbuster.errors import ResumeError
+from blockbuster.files import remove_folder
 from blockbuster.stage import Manifest, Stage
 
-__all__ = ["Keeper", "StageOwner", "Ticket", "find_stage", "new_stage_path", "owned_stage", "run_id", "stopped_stages"]
+__all__ = [
+    "Holder",
+    "Keeper",
+    "StageOwner",
+    "Ticket",
+    "find_stage",
+    "new_stage_path",
+    "owned_stage",
+    "run_id",
+    "stopped_stages",
+    "sweep",
+]
 
 _ATTEMPTS = 3
 
@@ -65,6 +77,15 @@ def stopped_stages(folder: str | Path, manifest: Manifest) -> list[Stage]:
     """Stages of the run that `manifest` describes at which no process is at work, oldest first."""
     found = _stages(folder, manifest["target"])
     return [stage for stage, theirs in found if theirs == manifest and not _is_held(stage)]
+
+
+def sweep(folder: str | Path, target: str) -> None:
+    """Remove what runs to `target` had done with when they were killed: removed stages, and outputs replaced."""
+    stage = f"{glob.escape(target)}.blockbuster-????????"
+    for doomed in [*Path(folder).glob(f"{stage}.removed-*"), *Path(folder).glob(f".{stage}.*.partial.replaced")]:
+        partial = doomed.with_suffix("") if doomed.suffix == ".replaced" else None
+        if partial is None or not partial.exists():
+            remove_folder(doomed)
 
 
 def _stages(folder: str | Path, target: str) -> list[tuple[Stage, Manifest]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ class Touching:
     connectivity: int = 1
     axes: tuple[int, ...] | None = None
 
-    kind: Literal["plane"] = "plane"
+    kind: ClassVar[Literal["plane"]] = "plane"
 
     @property
     def reach(self) -> int:
@@ -144,8 +144,8 @@ class Overlapping:
     iou: float = 0.5
     axes: tuple[int, ...] | None = None
 
-    kind: Literal["strip"] = "strip"
-    reach: Literal[1] = 1
+    kind: ClassVar[Literal["strip"]] = "strip"
+    reach: ClassVar[int] = 1
 
     def join(self, seam: Seam, first: Labels, second: Labels) -> Ids:
         """Pairs of ids that the two strips draw alike."""
@@ -169,8 +169,8 @@ class Contact:
     iou: float = 0.5
     axes: tuple[int, ...] | None = None
 
-    kind: Literal["plane"] = "plane"
-    reach: Literal[1] = 1
+    kind: ClassVar[Literal["plane"]] = "plane"
+    reach: ClassVar[int] = 1
 
     def join(self, seam: Seam, first: Labels, second: Labels) -> Ids:
         """Pairs of ids whose footprints agree."""
@@ -193,8 +193,14 @@ class Where:
     test: PairTest
     axes: tuple[int, ...] | None = None
 
-    kind: Literal["plane", "strip"] = "plane"
-    reach: Literal[1] = 1
+    kind: Literal["plane", "strip"] = field(default="plane", init=False, repr=False)
+    reach: ClassVar[int] = 1
+
+    def resolved(self, kind: Literal["plane", "strip"], axes: tuple[int, ...]) -> Where:
+        """The same test on slabs of one kind."""
+        made = replace(self, axes=axes)
+        object.__setattr__(made, "kind", kind)
+        return made
 
     def join(self, seam: Seam, first: Labels, second: Labels) -> Ids:
         """Pairs of ids that pass the test."""
@@ -252,8 +258,7 @@ def _resolve_one(merge: OneRule, overlap: Sequence[int], axes: Sequence[int]) ->
     if isinstance(rule, Where) and rule.axes is None:
         # A seam without a halo has no strip: one rule for each kind of seam.
         with_halo, bare = tuple(a for a in axes if overlap[a]), tuple(a for a in axes if not overlap[a])
-        strip, plane = replace(rule, kind="strip", axes=with_halo), replace(rule, kind="plane", axes=bare)
-        return tuple(part for part in (strip, plane) if part.axes)
+        return tuple(part for part in (rule.resolved("strip", with_halo), rule.resolved("plane", bare)) if part.axes)
     chosen = _checked_axes(rule, overlap, axes)
     if isinstance(rule, Touching) and not 1 <= rule.connectivity <= max(len(chosen), 1):
         raise ParameterError(
@@ -262,8 +267,11 @@ def _resolve_one(merge: OneRule, overlap: Sequence[int], axes: Sequence[int]) ->
         )
     if isinstance(rule, Overlapping | Contact) and not 0 <= rule.iou < 1:
         raise ParameterError(f"iou {rule.iou} must be at least 0 and below 1: a pair joins when it exceeds it.")
-    kind: dict[str, Any] = {"kind": "strip" if all(overlap[a] for a in chosen) else "plane"}
-    return (replace(rule, axes=chosen, **(kind if isinstance(rule, Where) else {})),) if chosen else ()
+    if not chosen:
+        return ()
+    if isinstance(rule, Where):
+        return (rule.resolved("strip" if all(overlap[a] for a in chosen) else "plane", chosen),)
+    return (replace(rule, axes=chosen),)
 
 
 def _named(merge: OneRule) -> Touching | Overlapping | Contact | Where | None:

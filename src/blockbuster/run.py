@@ -16,18 +16,30 @@ import dask.array as da
 import numpy as np
 from numpy.typing import DTypeLike
 
-from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_stage_visible
+from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.errors import GeometryError, LabelOverflowError, ParameterError, SchedulerError
 from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
 from blockbuster.outputs import Output, chunks_within, plan_output, store_path
-from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages
+from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages, sweep
 from blockbuster.progress import Progress, shown
 from blockbuster.rules import Rule, Where
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
-from blockbuster.steps import Job, Kernel, Report, begin, final_block, sample, scan, stage_tile, unite, write_block
+from blockbuster.steps import (
+    Job,
+    Kernel,
+    Report,
+    begin,
+    final_block,
+    sample,
+    scan,
+    show_lines,
+    stage_tile,
+    unite,
+    write_block,
+)
 from blockbuster.stores import open_node
 from blockbuster.thresholds import sample_tiles
 from blockbuster.unions import Numbering
@@ -130,7 +142,7 @@ class Outcome:
 
 def execute(plan: Plan, to: Destination) -> Outcome:
     """Make the lazy array, the array in memory, or the stored array that `to` asks for."""
-    _show_lines(to.verbose)
+    show_lines(to.verbose)
     scheduler = active_scheduler()
     check_picklable(scheduler, "fn", plan.kernel)
     _check_gpu(plan, scheduler)
@@ -151,6 +163,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
 
 def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> Outcome:
     """Run everything with a stored array as its sink."""
+    sweep(_stage_folder(to, None), manifest["target"])
     done = _done_before(plan, to, manifest)
     if done is not None:
         return done
@@ -163,6 +176,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     keys, total = {graph.key("stage"), graph.key("finish")}, len(plan.tiles) + len(numbers)
     with _eager(owner, job, scheduler):
         output.create(plan.grid.shape, chunks_within(plan.grid), plan.dtype, plan.image.axes)
+        check_visible(scheduler, "output", output.partial, "write_to")
         with shown(to.progress, scheduler, keys, total):
             report: Report = compute_value(graph, numbers)
         output.annotate({"blockbuster": _provenance(plan, manifest, report)})
@@ -307,7 +321,7 @@ def _eager(owner: StageOwner, job: Job, scheduler: Scheduler) -> Iterator[None]:
     """
     with owned_stage(owner):
         owner.hold(job.manifest, alone=True)
-        check_stage_visible(scheduler, owner.stage)
+        check_visible(scheduler, "stage", owner.stage.path, "stage_dir")
         try:
             yield
         except BaseException as error:
@@ -378,11 +392,3 @@ def _target(to: Destination, plan: Plan) -> str:
         return ".".join(filter(None, parts))
     home = plan.image.home
     return f"{_outermost_store(home).name if home is not None else 'array'}.{plan.operation}"
-
-
-def _show_lines(verbose: bool) -> None:
-    """Let the lines of verbose runs be seen where logging is not set up."""
-    if verbose and not logger.hasHandlers():
-        logger.addHandler(logging.StreamHandler())
-    if verbose:
-        logger.setLevel(logging.INFO)

@@ -87,6 +87,16 @@ def relabel_sequential_zarr(store: str | os.PathLike[str], component: str = "lab
     Notes
     -----
     Holds all ids, 8 bytes each, in each worker.
+
+    Examples
+    --------
+    >>> import tempfile, zarr
+    >>> store = tempfile.mkdtemp()
+    >>> zarr.save(store, labels=np.array([0, 70, 50, 70], np.int32))
+    >>> relabel_sequential_zarr(store)
+    2
+    >>> zarr.open(store)["labels"][:]
+    array([0, 2, 1, 2], dtype=int32)
     """
     path = Path(store, component.strip("/"))
     source = open_source(path, channel=None)

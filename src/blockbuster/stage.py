@@ -19,7 +19,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import socket
 import struct
 import uuid
@@ -33,6 +32,7 @@ from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
 
 from blockbuster.errors import StageError
+from blockbuster.files import remove_folder, write_whole
 from blockbuster.unions import Table, TableOutline
 
 __all__ = ["Manifest", "Stage", "TileRecord"]
@@ -76,7 +76,7 @@ class Stage:
         """Say what the run is: from then on others can find the stage."""
         if not self.exists():
             with self._writing():
-                _write_whole(self._at("manifest.json"), json.dumps(manifest, indent=1).encode())
+                write_whole(self._at("manifest.json"), json.dumps(manifest, indent=1).encode())
 
     def manifest(self) -> Manifest:
         """What the run is, field by field."""
@@ -109,7 +109,7 @@ class Stage:
         if os.path.exists(self.path):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.path, doomed)
-                shutil.rmtree(doomed)
+                remove_folder(doomed)
 
     # Tiles
 
@@ -166,8 +166,8 @@ class Stage:
         with self._writing():
             os.makedirs(self._at("table"), exist_ok=True)
             for name, array in table.arrays().items():
-                _write_whole(self._at(f"table/{name}"), array.tobytes())
-            _write_whole(self._at("table/table.json"), json.dumps(table.facts()).encode())
+                write_whole(self._at(f"table/{name}"), array.tobytes())
+            write_whole(self._at("table/table.json"), json.dumps(table.facts()).encode())
 
     def lookup(self, block_id: int, dtype: DTypeLike) -> NDArray[Any]:
         """Final ids of the labels 0..n of one tile: reads only that tile's slice of the table."""
@@ -201,14 +201,14 @@ class Stage:
     def _write_numbered(self, folder: str, name: str, block_id: int, data: bytes) -> None:
         path = self._numbered(folder, name, block_id)
         try:
-            _write_whole(path, data)
+            write_whole(path, data)
         except FileNotFoundError:
             self.require()
             # Not "makedirs": a stage that is removed in between stays removed.
             for missing in (self._at(folder), os.path.dirname(path)):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(missing)
-            _write_whole(path, data)
+            write_whole(path, data)
 
 
 @dataclass(frozen=True)
@@ -304,19 +304,6 @@ def _piece_items(array: NDArray[Any]) -> int:
 
 def _damaged(path: str) -> StageError:
     return StageError(f"The record {path} is damaged; resume the run to make it again.")
-
-
-def _write_whole(path: str, data: bytes) -> None:
-    """Write a file so that it appears complete or not at all."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 @functools.lru_cache(maxsize=4)

@@ -36,6 +36,7 @@ __all__ = [
     "final_block",
     "sample",
     "scan",
+    "show_lines",
     "stage_tile",
     "unite",
     "write_block",
@@ -163,6 +164,7 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
     tile = job.grid.tile(block_id)
     block, mask = _inputs(job, tile, blocks)
     if job.verbose:
+        show_lines(job.verbose)
         logger.info("tile %s of %s, region %s", tile.index, job.grid.numblocks, tile.padded)
     if _is_empty(job, block):
         _keep(job, tile, {"n": 0, "skipped": 1}, {})
@@ -232,6 +234,14 @@ def write_block(job: Job, number: int) -> None:
         if any(job.stage.tile(part.block_id).counts["n"] for part in parts):
             job.output.write(region.core, _final_labels(job, region, _scratch))
         job.stage.mark_written(job.output.mark, number)
+
+
+def show_lines(verbose: bool) -> None:
+    """Let the lines of verbose runs be seen where logging is not set up."""
+    if verbose and not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    if verbose:
+        logger.setLevel(logging.INFO)
 
 
 # Parts of steps

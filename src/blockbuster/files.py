@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all, and folders that may be removed by two processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+
+__all__ = ["remove_folder", "write_whole"]
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file under another name first: nobody sees a part of it."""
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove a folder with all in it; does nothing where it is gone."""
+    shutil.rmtree(path, onerror=_unless_gone)
+
+
+def _unless_gone(_function: object, _path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
+    if not issubclass(info[0], FileNotFoundError):
+        raise info[1]
