@@ -88,6 +88,7 @@ def auto_tile_shape(
     >>> auto_tile_shape((2048, 2048, 2048), "uint16", chunks=(128, 128, 128), memory=2**33, n_workers=2)
     (512, 512, 384)
     """
+    shape = tuple(max(n, 1) for n in shape)
     workers = n_workers or (1 if use_gpu else len(os.sched_getaffinity(0)))
     limit = memory if memory is not None else int(_SHARE * (available_vram() if use_gpu else available_memory()))
     halo = per_axis("overlap", overlap, shape, minimum=0)

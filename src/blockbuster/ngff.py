@@ -62,6 +62,9 @@ def read_multiscale(group: zarr.Group, path: str) -> Multiscale:
         )
     multiscale = ome["multiscales"][0]
     components = tuple(str(dataset["path"]) for dataset in multiscale["datasets"])
+    missing = [name for name in components if not isinstance(group.get(name), zarr.Array)]
+    if missing:
+        raise ImageError(f"The metadata of {path} names the levels {', '.join(missing)}, but there are no such arrays.")
     axes = _axis_names(multiscale.get("axes"), len(group[components[0]].shape))  # type: ignore[union-attr]
     channels = tuple(str(c.get("label", "")) for c in ome.get("omero", {}).get("channels", []))
     return Multiscale(axes, components, channels, path)
@@ -102,7 +105,7 @@ def _channel_number(channel: int | str, names: Sequence[str], n: int, path: str)
         if channel not in names:
             raise ImageError(f"channel {channel!r} was asked for, but {path} has channels {list(names)}.")
         return list(names).index(channel)
-    if isinstance(channel, bool) or not 0 <= channel < n:
+    if isinstance(channel, bool) or not hasattr(channel, "__index__") or not 0 <= channel < n:
         raise ImageError(f"channel {channel!r} was asked for, but {path} has channels 0..{n - 1} {list(names)}.")
     return int(channel)
 

@@ -183,6 +183,9 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
     for parent in [root, *(root.joinpath(*component.split("/")[:n]) for n in range(1, component.count("/") + 1))]:
         if parent != path and _node_kind(parent) == "array":
             raise OutputError(f"The output {path} would lie within the zarr array {parent}. Choose another component.")
+    blocked = next((p for p in path.parents if p.exists()), Path(path.anchor))
+    if not blocked.is_dir():
+        raise OutputError(f"The output {path} cannot be written: {blocked} is a file. Choose another write_to.")
     if path.exists() and not overwrite:
         raise _exists(path)
     name = f".{'-'.join([root.name, *component.split('/')]).strip('-')}.{uuid.uuid4().hex[:8]}.partial"

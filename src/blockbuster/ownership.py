@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 _ATTEMPTS = 3
+# Seconds after which a stage without a manifest is not one that is being made just now.
+_STALE = 60.0
 
 
 # Finding
@@ -80,12 +83,22 @@ def stopped_stages(folder: str | Path, manifest: Manifest) -> list[Stage]:
 
 
 def sweep(folder: str | Path, target: str) -> None:
-    """Remove what runs to `target` had done with when they were killed: removed stages, and outputs replaced."""
+    """Remove what runs to `target` had done with, or had only begun, when they were killed."""
     stage = f"{glob.escape(target)}.blockbuster-????????"
+    for begun in Path(folder).glob(stage):
+        if not (begun / "manifest.json").exists() and _age(begun) > _STALE and not _is_held(Stage(str(begun))):
+            remove_folder(begun)
     for doomed in [*Path(folder).glob(f"{stage}.removed-*"), *Path(folder).glob(f".{stage}.*.partial.replaced")]:
         partial = doomed.with_suffix("") if doomed.suffix == ".replaced" else None
         if partial is None or not partial.exists():
             remove_folder(doomed)
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _stages(folder: str | Path, target: str) -> list[tuple[Stage, Manifest]]:
@@ -115,12 +128,22 @@ def _holders(stage: Stage) -> str:
     return os.path.join(stage.path, "holders")
 
 
+def _mutex(stage: Stage) -> FileLock:
+    """What keeps two processes from looking for holders, and becoming one, at the same time."""
+    return FileLock(os.path.join(stage.path, "mutex"))
+
+
 def _is_held(stage: Stage) -> bool:
     """Whether a living process holds the stage."""
     try:
-        return any(_is_locked(os.path.join(_holders(stage), name)) for name in os.listdir(_holders(stage)))
+        with _mutex(stage):
+            return _has_holder(stage)
     except FileNotFoundError:
         return False
+
+
+def _has_holder(stage: Stage) -> bool:
+    return any(_is_locked(os.path.join(_holders(stage), name)) for name in os.listdir(_holders(stage)))
 
 
 def _is_locked(path: str) -> bool:
@@ -133,9 +156,10 @@ def _is_locked(path: str) -> bool:
 
 def _hold(stage: Stage, *, alone: bool) -> FileLock:
     """Take a lock of one's own; `alone`, only where nobody else holds one."""
+    stage.make()
     os.makedirs(_holders(stage), exist_ok=True)
-    with FileLock(os.path.join(stage.path, "mutex")):
-        if alone and _is_held(stage):
+    with _mutex(stage):
+        if alone and _has_holder(stage):
             raise ResumeError(
                 f"The run in {stage.path} is still going on, or a lazy array uses it. Wait for it, or start a run of "
                 "its own without resume=True."
@@ -145,8 +169,9 @@ def _hold(stage: Stage, *, alone: bool) -> FileLock:
     return lock
 
 
-def _let_go(lock: FileLock | None) -> None:
-    if lock is not None:
+def _let_go(held: list[FileLock]) -> None:
+    while held:
+        lock = held.pop()
         lock.release()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(lock.lock_file)
@@ -154,10 +179,10 @@ def _let_go(lock: FileLock | None) -> None:
 
 def _let_go_last(stage: Stage, held: list[FileLock]) -> None:
     """Let go, and remove the stage unless somebody else holds it."""
-    while held:
-        _let_go(held.pop())
-    if not _is_held(stage):
-        stage.remove()
+    _let_go(held)
+    with contextlib.suppress(FileNotFoundError), _mutex(stage):
+        if not _has_holder(stage):
+            stage.remove()
 
 
 @dataclass(frozen=True)
@@ -200,14 +225,15 @@ class Keeper:
         ResumeError
             If `alone` and somebody else holds it.
         """
-        for _ in range(_ATTEMPTS):
-            if not self._held:
-                self.stage.make()
-                self._held.append(_hold(self.stage, alone=alone))
-            # Whoever let go of the stage just now may have removed it, lock and all.
-            if os.path.exists(self._held[0].lock_file):
+        for attempt in range(_ATTEMPTS):
+            try:
+                if not self._held:
+                    self._held.append(_hold(self.stage, alone=alone))
                 break
-            self._held.clear()
+            except FileNotFoundError:
+                # Whoever let go of the stage just now has removed it: make it again.
+                if attempt == _ATTEMPTS - 1:
+                    raise
         self.stage.describe(manifest)
         return self
 
@@ -241,8 +267,7 @@ class StageOwner(Keeper):
         """Leave the stage to whoever resumes the run."""
         _owners.discard(self)
         self._finalizer.detach()
-        while self._held:
-            _let_go(self._held.pop())
+        _let_go(self._held)
 
     def remove(self) -> None:
         """Remove the stage now."""

@@ -18,7 +18,7 @@ from blockbuster.errors import ImageError
 from blockbuster.graph import Blocks
 from blockbuster.grid import Region
 from blockbuster.ngff import pick_channel, read_multiscale
-from blockbuster.stores import ArrayRef, StoreRef, TiffRef, open_node, read_region, reference
+from blockbuster.stores import ArrayRef, StoreRef, TiffRef, open_node, read_region, read_tiff_form, reference
 
 __all__ = ["Chunks", "GraphImage", "Image", "MemoryImage", "StoredImage", "given", "open_source"]
 
@@ -182,7 +182,10 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, pl
         return _from_path(os.fspath(image), channel, level, plain_level)
     if isinstance(image, zarr.Group):
         raise ImageError(f"{image} is a zarr group. Give its path, or one of its arrays.")
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except ValueError as error:
+        raise ImageError(f"image is a {type(image).__name__} that is no array: {error}") from error
     if array.dtype.hasobject or array.dtype.kind in "USV":
         raise ImageError(
             f"image is a {type(image).__name__}, which holds {array.dtype}. Give a dask, numpy or zarr array, or the "
@@ -208,8 +211,13 @@ def _from_dask(array: da.Array) -> GraphImage:
 
 def _from_path(path: str, channel: int | str | None, level: int, plain_level: bool) -> Image:
     if path.lower().endswith((".tif", ".tiff")):
-        tiff = TiffRef(os.path.abspath(path), 0 if plain_level else level)
-        return _stored(tiff, tiff.open(), None, None)
+        path = os.path.abspath(path)
+        axes, n_levels = read_tiff_form(path)
+        if not plain_level and not 0 <= level < n_levels:
+            raise ImageError(f"level {level} was asked for, but {path} has levels 0..{n_levels - 1}.")
+        tiff = TiffRef(path, 0 if plain_level else level)
+        opened = tiff.open()
+        return _stored(tiff, opened, axes, pick_channel(axes, (), channel, opened.shape, path))
     path = path if "://" in path else os.path.abspath(path)
     node = open_node(path)
     if isinstance(node, zarr.Array):
@@ -223,9 +231,7 @@ def _from_path(path: str, channel: int | str | None, level: int, plain_level: bo
         )
     multiscale = read_multiscale(node, path)
     component = multiscale.component(level)
-    array = node[component]
-    if not isinstance(array, zarr.Array):
-        raise ImageError(f"{path} names {component!r} as its level {level}, but that is no array.")
+    array: Any = node[component]
     fixed = pick_channel(multiscale.axes, multiscale.channels, channel, array.shape, path)
     return _stored(StoreRef(path, component), array, multiscale.axes, fixed)
 

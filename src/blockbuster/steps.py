@@ -252,11 +252,13 @@ def _blaming(tile: Tile, step: str) -> Iterator[None]:
     """Say on which tile and in which step an error came up."""
     try:
         yield
+        return
     except TileError:
         raise
-    except Exception as error:  # noqa: BLE001 - re-raised with its place
+    except Exception as error:  # noqa: BLE001 - raised again below, with its place
         made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker_process())
-        raise made from made.__cause__
+    # Outside of the handler: an error raised in it would carry the original as its context, picklable or not.
+    raise made from made.__cause__
 
 
 def _inputs(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:

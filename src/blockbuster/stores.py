@@ -36,6 +36,7 @@ __all__ = [
     "TiffRef",
     "local_path",
     "open_node",
+    "read_tiff_form",
     "reference",
     "with_fast_codecs",
 ]
@@ -186,6 +187,28 @@ def _opened_tiff(ref: TiffRef) -> Readable:
 
     array: Readable = zarr.open_array(tifffile.imread(ref.path, aszarr=True, level=ref.level), mode="r")
     return array
+
+
+def read_tiff_form(path: str) -> tuple[str, int]:
+    """Axes of the first series of a TIFF, in lower case, and how many levels it has.
+
+    Raises
+    ------
+    ImageError
+        If it is no TIFF.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            # The samples of a pixel, as of RGB, are channels.
+            axes = series.axes.lower().replace("s", "c") if "C" not in series.axes else series.axes.lower()
+            return axes, len(series.levels)
+    except FileNotFoundError as error:
+        raise ImageError(f"There is nothing at {path}. Give the path of a zarr store or of a TIFF.") from error
+    except (tifffile.TiffFileError, IndexError) as error:
+        raise ImageError(f"{path} cannot be read as a TIFF: {error}") from error
 
 
 def reference(array: zarr.Array[Any]) -> ArrayRef:

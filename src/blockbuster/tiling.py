@@ -11,7 +11,7 @@ import numpy as np
 from blockbuster.budget import auto_tile_shape
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import TileGrid
-from blockbuster.sources import Image
+from blockbuster.sources import Image, MemoryImage
 
 __all__ = ["TileShape", "make_grid"]
 
@@ -47,7 +47,8 @@ def _tile_shape(image: Image, tile_shape: Any, overlap: int | Sequence[int], use
                 f"tile_shape {tile_shape!r} is unknown. Give None for the chunks of the image, one int per axis, "
                 "'auto', or a function (shape, dtype) -> tuple."
             )
-        chunks = tuple(max(axis) or 1 for axis in image.chunks)
+        in_memory = isinstance(image, MemoryImage)
+        chunks = None if in_memory else tuple(max(axis) or 1 for axis in image.chunks)
         return auto_tile_shape(
             image.shape, image.dtype, overlap=overlap, chunks=chunks, axes=image.axes, use_gpu=use_gpu
         )
