@@ -25,7 +25,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numcodecs import blosc
@@ -42,6 +42,8 @@ Manifest: TypeAlias = dict[str, str]
 _MAGIC = b"BBT1"
 _PREFIX = struct.Struct("<4sII")
 _RAW_BELOW = 512
+# What is read at once from the beginning of a record.
+_HEAD = 1 << 16
 # Blosc takes buffers of less than 2 GiB.
 _PIECE = 1 << 28
 _PER_FOLDER = 1000
@@ -225,21 +227,22 @@ class TileRecord:
     counts: dict[str, int]
     _arrays: dict[str, tuple[str, tuple[int, ...], list[tuple[int, int, int, bool]]]]
     _start: int
+    _head: bytes
 
     @classmethod
     def read(cls, path: str) -> TileRecord:
-        """Read what is in front of the arrays."""
+        """Read what is in front of the arrays, and the first of these with it where they are small."""
         with open(path, "rb") as file:
-            head = file.read(4096)
+            head = file.read(_HEAD)
             if len(head) < _PREFIX.size:
                 raise _damaged(path)
             magic, length, checksum = _PREFIX.unpack_from(head)
-            header = head[_PREFIX.size : _PREFIX.size + length]
-            header += file.read(length - len(header))
+            head += file.read(_PREFIX.size + length - len(head)) if length > len(head) - _PREFIX.size else b""
+        header = head[_PREFIX.size : _PREFIX.size + length]
         if magic != _MAGIC or zlib.crc32(header) != checksum:
             raise _damaged(path)
         facts = json.loads(header)
-        return cls(path, facts["counts"], facts["arrays"], _PREFIX.size + length)
+        return cls(path, facts["counts"], facts["arrays"], _PREFIX.size + length, head)
 
     def has(self, name: str) -> bool:
         """Whether the tile keeps an array of that name."""
@@ -257,26 +260,29 @@ class TileRecord:
         out = np.empty(shape, dtype)
         flat = out.reshape(-1).view(np.uint8)
         size = _piece_items(out) * out.itemsize
-        with open(self.path, "rb") as file:
-            for number, (offset, length, checksum, raw) in enumerate(pieces):
-                data = self._piece(file, offset, length, checksum)
-                target = flat[number * size : (number + 1) * size]
-                if raw:
-                    target[:] = np.frombuffer(data, np.uint8)
-                else:
-                    blosc.decompress(data, target)
+        for number, (offset, length, checksum, raw) in enumerate(pieces):
+            data = self._piece(offset, length, checksum)
+            target = flat[number * size : (number + 1) * size]
+            if raw:
+                target[:] = np.frombuffer(data, np.uint8)
+            else:
+                blosc.decompress(data, target)
         return out
 
     def check(self) -> None:
         """Raise `StageError` if any checksum does not hold."""
-        with open(self.path, "rb") as file:
-            for _, _, pieces in self._arrays.values():
-                for offset, length, checksum, _ in pieces:
-                    self._piece(file, offset, length, checksum)
+        for _, _, pieces in self._arrays.values():
+            for offset, length, checksum, _ in pieces:
+                self._piece(offset, length, checksum)
 
-    def _piece(self, file: BinaryIO, offset: int, length: int, checksum: int) -> bytes:
-        file.seek(self._start + offset)
-        data = file.read(length)
+    def _piece(self, offset: int, length: int, checksum: int) -> bytes:
+        begin = self._start + offset
+        if begin + length <= len(self._head):
+            data = self._head[begin : begin + length]
+        else:
+            with open(self.path, "rb") as file:
+                file.seek(begin)
+                data = file.read(length)
         if len(data) != length or zlib.crc32(data) != checksum:
             raise _damaged(self.path)
         return data

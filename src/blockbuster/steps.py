@@ -220,19 +220,19 @@ def final_block(job: Job, number: int) -> NDArray[Any]:
     """The final labels of one region of the final grid."""
     region = job.final_grid.tile(number)
     with _blaming(region, "relabelling"):
-        return _final_labels(job, region, np.empty)
+        return _final_labels(job, region, _labelled_tiles(job, region), np.empty(region.shape, job.dtype))
 
 
 def write_block(job: Job, number: int) -> None:
-    """Write the final labels of one region of the final grid."""
+    """Write the final labels of one region of the final grid; one without labels is left to the fill value."""
     assert job.output is not None
     if job.stage.is_written(job.output.mark, number):
         return
     region = job.final_grid.tile(number)
     with _blaming(region, "writing"):
-        parts = [t for t in job.grid.overlapping(region.start, region.stop) if job.holds(t.block_id)]
-        if any(job.stage.tile(part.block_id).counts["n"] for part in parts):
-            job.output.write(region.core, _final_labels(job, region, _scratch))
+        tiles = _labelled_tiles(job, region)
+        if tiles:
+            job.output.write(region.core, _final_labels(job, region, tiles, _scratch(region.shape, job.dtype)))
         job.stage.mark_written(job.output.mark, number)
 
 
@@ -374,24 +374,28 @@ def _keep(job: Job, tile: Tile, counts: dict[str, int], arrays: dict[str, NDArra
         job.stage.write_tile(tile.block_id, counts, arrays)
 
 
-def _final_labels(job: Job, region: Tile, allocate: Callable[..., NDArray[Any]]) -> NDArray[Any]:
-    """Final labels of a region, from the records of the tiles that it meets."""
-    out = allocate(region.shape, job.dtype)
-    for tile in job.grid.overlapping(region.start, region.stop):
+def _labelled_tiles(job: Job, region: Tile) -> list[tuple[Tile, TileRecord]]:
+    """The tiles that a region meets and that have labels."""
+    tiles = [tile for tile in job.grid.overlapping(region.start, region.stop) if job.holds(tile.block_id)]
+    found = [(tile, job.stage.tile(tile.block_id)) for tile in tiles]
+    return [(tile, record) for tile, record in found if record.counts["n"]]
+
+
+def _final_labels(job: Job, region: Tile, tiles: Sequence[tuple[Tile, TileRecord]], out: NDArray[Any]) -> NDArray[Any]:
+    """Final labels of a region, put together in `out` from the records of its tiles."""
+    if [tile.core for tile, _ in tiles] != [region.core]:
+        out[...] = 0
+    for tile, record in tiles:
         low, high = tuple(map(max, tile.start, region.start)), tuple(map(min, tile.stop, region.stop))
-        target = out[_within(low, high, region.start)]
-        record = job.stage.tile(tile.block_id) if job.holds(tile.block_id) else None
-        if record is None or not record.counts["n"]:
-            target[...] = 0
-            continue
         local = record.array("labels")[_within(low, high, tile.start)]
-        _take(job.stage.lookup(tile.block_id, job.dtype), local, target)
+        final = job.stage.lookup(tile.block_id, job.dtype)
+        _take(final, local, out[_within(low, high, region.start)])
     return out
 
 
 def _take(table: NDArray[Any], local: NDArray[Any], target: NDArray[Any]) -> None:
     """Look `local` up in `table`, a part at a time: numpy widens indices, which should stay in the cache."""
-    if not target.flags.c_contiguous:
+    if not target.flags.c_contiguous or not local.flags.c_contiguous:
         np.take(table, local, out=target, mode="clip")
         return
     source, sink = local.reshape(-1), target.reshape(-1)
