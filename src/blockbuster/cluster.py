@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -26,6 +28,7 @@ __all__ = [
     "active_scheduler",
     "check_picklable",
     "check_visible",
+    "gpu_slots",
     "in_worker_process",
     "make_local_cluster",
 ]
@@ -104,6 +107,18 @@ def in_worker_process() -> bool:
     except ValueError:
         return False
     return not address.startswith("inproc://")
+
+
+@functools.cache
+def gpu_slots() -> threading.BoundedSemaphore:
+    """As many places as this process has of the resource "GPU": one outside of a cluster's worker."""
+    try:
+        from distributed import get_worker
+
+        places = int(get_worker().state.total_resources.get("GPU", 1))
+    except ValueError:
+        places = 1
+    return threading.BoundedSemaphore(max(places, 1))
 
 
 def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:

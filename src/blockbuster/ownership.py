@@ -12,6 +12,8 @@ import contextlib
 import glob
 import hashlib
 import json
+import multiprocessing
+import multiprocessing.util
 import os
 import time
 import uuid
@@ -19,7 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -207,15 +209,14 @@ class Ticket:
 
 
 class Keeper:
-    """Keeps a stage while it lives, and removes it if it was the last; pickled, it becomes a `Ticket`."""
-
-    leased = True
+    """Keeps a stage while it lives, and removes it if it was the last; a copy in another process keeps it as well."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self._held: list[FileLock] = []
         self._finalizer = weakref.finalize(self, _let_go_last, stage, self._held)
         self._finalizer.atexit = False
+        _living.add(self)
 
     def hold(self, manifest: Manifest, *, alone: bool = False) -> Keeper:
         """Make the stage if there is none, and hold it.
@@ -237,8 +238,23 @@ class Keeper:
         self.stage.describe(manifest)
         return self
 
-    def __reduce__(self) -> tuple[Callable[..., Ticket], tuple[Stage, bool]]:
-        return Ticket, (self.stage, self.leased)
+    def join(self) -> Keeper:
+        """Hold the stage if it is there."""
+        if self.stage.exists():
+            with contextlib.suppress(FileNotFoundError):
+                self._held.append(_hold(self.stage, alone=False))
+        return self
+
+    def finish(self) -> None:
+        """Let go now."""
+        self._finalizer()
+
+    def __reduce__(self) -> tuple[Callable[..., Holder], tuple[Any, ...]]:
+        return _joined, (self.stage,)
+
+
+def _joined(stage: Stage) -> Keeper:
+    return Keeper(stage).join()
 
 
 class StageOwner(Keeper):
@@ -260,12 +276,9 @@ class StageOwner(Keeper):
         self.leased = leased and not keep
         if keep:
             self._finalizer.detach()
-        else:
-            _owners.add(self)
 
     def release(self) -> None:
         """Leave the stage to whoever resumes the run."""
-        _owners.discard(self)
         self._finalizer.detach()
         _let_go(self._held)
 
@@ -274,16 +287,30 @@ class StageOwner(Keeper):
         self.release()
         self.stage.remove()
 
+    def finish(self) -> None:
+        """Remove the stage, if it was to go with its owner."""
+        if self._finalizer.alive:
+            self.remove()
+
+    def __reduce__(self) -> tuple[Callable[..., Holder], tuple[Any, ...]]:
+        return Ticket, (self.stage, self.leased)
+
 
 Holder: TypeAlias = Keeper | Ticket
 
-_owners: weakref.WeakSet[StageOwner] = weakref.WeakSet()
+_living: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
 
-@atexit.register
-def _remove_owned() -> None:
-    for owner in list(_owners):
-        owner.remove()
+def _finish_living() -> None:
+    for keeper in list(_living):
+        keeper.finish()
+
+
+if multiprocessing.parent_process() is None:
+    atexit.register(_finish_living)
+else:
+    # Processes that multiprocessing starts, workers among them, leave without the handlers of atexit.
+    multiprocessing.util.Finalize(None, _finish_living, exitpriority=0)
 
 
 @contextlib.contextmanager

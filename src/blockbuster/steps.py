@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from blockbuster.cluster import in_worker_process
+from blockbuster.cluster import gpu_slots, in_worker_process
 from blockbuster.errors import TileError
 from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
@@ -89,8 +89,8 @@ class Job:
         Regions of the last step: the tiles, or the chunks of an output where tiles are irregular.
     empty_threshold : float or None
         Tiles whose maximum does not exceed it are empty.
-    exclusive : bool
-        One tile at a time is labelled, on all processes of the machine.
+    use_gpu, on_cluster : bool
+        Whether a tile needs a GPU, and whether that is one of a worker of a cluster.
     holder : Keeper or Ticket
         Keeps the stage.
     """
@@ -107,7 +107,8 @@ class Job:
     mask: StoredImage | None
     has_mask: bool
     empty_threshold: float | None
-    exclusive: bool
+    use_gpu: bool
+    on_cluster: bool
     verbose: bool
     block_ids: frozenset[int] | None
     output: Output | None
@@ -169,7 +170,7 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
     if _is_empty(job, block):
         _keep(job, tile, {"n": 0, "skipped": 1}, {})
         return
-    with _blaming(tile, "the function"), _alone(job):
+    with _blaming(tile, "the function"), _with_gpu(job):
         made = _checked(job.kernel(block, mask), block.shape)
     del block, mask
     with _blaming(tile, "staging"):
@@ -282,12 +283,19 @@ def _is_empty(job: Job, block: NDArray[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    if not job.exclusive:
+def _with_gpu(job: Job) -> Iterator[None]:
+    """Wait for a GPU: on a cluster one of this worker, else the one of this machine.
+
+    A cluster gives out its GPUs as resources, but a lazy array's tasks lose theirs when dask optimizes its graph.
+    """
+    if not job.use_gpu:
         yield
-        return
-    with FileLock(os.path.join(job.stage.path, "gpu.lock"), poll_interval=0.005):
-        yield
+    elif job.on_cluster:
+        with gpu_slots():
+            yield
+    else:
+        with FileLock(os.path.join(job.stage.path, "gpu.lock"), poll_interval=0.005):
+            yield
 
 
 def _checked(made: TileLabels, shape: tuple[int, ...]) -> TileLabels:

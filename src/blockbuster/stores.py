@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import uuid
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -185,7 +186,9 @@ def _opened(ref: StoreRef) -> Readable:
 def _opened_tiff(ref: TiffRef) -> Readable:
     import tifffile
 
-    array: Readable = zarr.open_array(tifffile.imread(ref.path, aszarr=True, level=ref.level), mode="r")
+    store = tifffile.imread(ref.path, aszarr=True, level=ref.level)
+    array = zarr.open_array(store, mode="r")
+    weakref.finalize(array, store.close)
     return array
 
 

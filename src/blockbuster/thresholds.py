@@ -48,10 +48,11 @@ def otsu(samples: Sequence[NDArray[Any]]) -> float:
     sample = np.concatenate([np.empty(0, samples[0].dtype if samples else np.uint8), *samples])
     if sample.dtype.kind == "b":
         return 0.0
-    if sample.dtype.kind == "f":
-        sample = sample[np.isfinite(sample)]
+    # Of integers scikit-image makes one bin for each value between the extremes, however many.
+    sample = sample.astype(np.float64)
+    sample = sample[np.isfinite(sample)]
     if not sample.size:
-        raise ParameterError("No threshold can be derived from an image without finite voxels. Give empty_threshold.")
+        raise ParameterError("No threshold can be derived from an image without finite voxels. Give a threshold.")
     if sample.min() == sample.max():
         # One value throughout tells nothing of what objects are like: skip only what is not above zero.
         return min(float(sample.min()), 0.0)
