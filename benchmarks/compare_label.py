@@ -93,7 +93,9 @@ def _peak_mib() -> float:
 def _print(options: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> None:
     medians = {name: statistics.median(r["seconds"] for r in results) for name, results in runs.items()}
     reference = medians.get("blockbuster", min(medians.values()))
-    print(f"{options.problem} {options.size}, chunks of {options.chunk}, {N_THREADS} threads, {options.rounds} rounds\n")
+    print(
+        f"{options.problem} {options.size}, chunks of {options.chunk}, {N_THREADS} threads, {options.rounds} rounds\n"
+    )
     print("| | seconds (median) | lowest to highest | times blockbuster | peak memory, MiB |\n|---|---|---|---|---|")
     for name, results in runs.items():
         times = [r["seconds"] for r in results]

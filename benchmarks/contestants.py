@@ -1,7 +1,6 @@
 """The ways of labelling a zarr array that are compared: each reads `image`, writes `labels`, and returns nothing.
 
-All read the same store and write with the same codec, on `N_THREADS` threads where they can. `Task.threshold` None means
-that the image is a mask.
+All read the same store and write with the same codec, on `N_THREADS` threads where they can.
 """
 
 from __future__ import annotations
@@ -114,7 +113,5 @@ def _foreground(block: np.ndarray, task: Task) -> np.ndarray:
 
 
 def _chunk_regions(image: zarr.Array) -> list[tuple[slice, ...]]:
-    axes = [
-        [slice(a, min(a + c, n)) for a in range(0, n, c)] for n, c in zip(image.shape, image.chunks, strict=True)
-    ]
+    axes = [[slice(a, min(a + c, n)) for a in range(0, n, c)] for n, c in zip(image.shape, image.chunks, strict=True)]
     return list(itertools.product(*axes))

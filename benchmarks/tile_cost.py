@@ -2,8 +2,8 @@
 
     python benchmarks/tile_cost.py                # threads, and a LocalCluster of two worker processes
 
-"graph": building and running the graph of a run whose steps do nothing. "end to end": `label` from zarr to zarr. "zarr alone":
-one read and one write of each tile on one thread, the least that any system built on zarr has to do.
+"graph": building and running the graph of a run whose steps do nothing. "end to end": `label` from zarr to zarr.
+"zarr alone": one read and one write of each tile on one thread, the least that any system built on zarr has to do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import blockbuster
 import dask
 import zarr
+from contestants import N_THREADS
+from problems import store_problem
+
+import blockbuster
 from blockbuster.graph import Steps, compute_value, run_graph
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.stores import with_fast_codecs
-from contestants import N_THREADS
-from problems import store_problem
 
 TILE = 32
 
@@ -63,7 +64,9 @@ def _empty_run(n_side: int) -> None:
     def neighbours(block_id: int) -> list[int]:
         return [seam.second for seam in grid.seams(block_id, offsets)]
 
-    steps = Steps(begin=_nothing, sample=_nothing, sampled=(), stage=_nothing, scan=_nothing, unite=_nothing, finish=_nothing)
+    steps = Steps(
+        begin=_nothing, sample=_nothing, sampled=(), stage=_nothing, scan=_nothing, unite=_nothing, finish=_nothing
+    )
     numbers = range(grid.n_tiles)
     compute_value(run_graph(steps, grid, numbers, neighbours, [None], resources=None), numbers)
 
@@ -74,7 +77,9 @@ def _nothing(*_args: Any) -> None:
 
 def _zarr_alone(image: Path, folder: Path) -> None:
     source = with_fast_codecs(zarr.open_array(image, mode="r"))
-    sink = zarr.create_array(folder / "copy.zarr", shape=source.shape, chunks=source.chunks, dtype="int32", overwrite=True)
+    sink = zarr.create_array(
+        folder / "copy.zarr", shape=source.shape, chunks=source.chunks, dtype="int32", overwrite=True
+    )
     sink = with_fast_codecs(sink)
     for y, x in itertools.product(range(0, source.shape[0], TILE), range(0, source.shape[1], TILE)):
         region = slice(y, y + TILE), slice(x, x + TILE)
