@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -142,7 +142,7 @@ def label(
     source = open_source(image, channel=channel, level=level)
     inside = None if mask is None else open_source(mask, level=level, plain_level=True)
     grid = make_grid(source, tile_shape, 0)
-    _check_options(source, inside, threshold, connectivity, by_value, numbering)
+    _check_options(source, inside, threshold, by_value, numbering)
     axes = spatial_axes(source.axes, grid.ndim)
     plan = Plan(
         operation="label",
@@ -171,15 +171,11 @@ def label(
     return execute(plan, to).labels
 
 
-def _check_options(
-    source: Image, mask: Image | None, threshold: Any, connectivity: Any, by_value: bool, numbering: str
-) -> None:
+def _check_options(source: Image, mask: Image | None, threshold: Any, by_value: bool, numbering: str) -> None:
     if numbering not in ("raster", "tile"):
         raise ParameterError(f"numbering {numbering!r} is unknown. Choose 'raster' or 'tile'.")
     if threshold is not None and not isinstance(threshold, Real | np.bool_):
         raise ParameterError(f"threshold {threshold!r} is not a number. Give one, or None for voxels other than 0.")
-    if not isinstance(connectivity, Integral) or isinstance(connectivity, bool):
-        raise ParameterError(f"connectivity {connectivity!r} is not an int within 1..ndim.")
     if by_value and threshold is not None:
         raise ParameterError(f"by_value=True joins equal values; threshold {threshold} has no meaning with it.")
     if by_value and source.dtype.kind not in "iub":

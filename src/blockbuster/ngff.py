@@ -10,7 +10,7 @@ import zarr
 
 from blockbuster.errors import ImageError
 
-__all__ = ["Multiscale", "pick_channel", "read_multiscale", "spatial_axes"]
+__all__ = ["Multiscale", "check_level", "pick_channel", "read_multiscale", "spatial_axes"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,20 @@ class Multiscale:
         ImageError
             If there is no such level.
         """
-        if not 0 <= level < len(self.components):
-            raise ImageError(f"level {level} was asked for, but {self.path} has levels 0..{len(self.components) - 1}.")
+        check_level(level, len(self.components), self.path)
         return self.components[level]
+
+
+def check_level(level: Any, n_levels: int, path: str) -> None:
+    """Refuse a level that is not there.
+
+    Raises
+    ------
+    ImageError
+        If `level` is not an int from 0 to below `n_levels`.
+    """
+    if not hasattr(level, "__index__") or isinstance(level, bool) or not 0 <= level < n_levels:
+        raise ImageError(f"level {level!r} was asked for, but {path} has levels 0..{n_levels - 1}.")
 
 
 def read_multiscale(group: zarr.Group, path: str) -> Multiscale:

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,14 @@ import zarr
 from numcodecs import Blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
+from zarr.errors import ZarrUserWarning
 
 from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
 from blockbuster.files import remove_folder
 from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
-__all__ = ["Output", "chunks_within", "plan_output", "store_path"]
+__all__ = ["Output", "component_path", "chunks_within", "plan_output", "store_path"]
 
 # A chunk of 2^22 voxels is 16 MiB of int32: few files, and well below what blosc can take.
 _CHUNK_VOXELS = 1 << 22
@@ -117,6 +119,7 @@ class Output:
             if self.component:
                 self._make_groups(_format_of(self.root))
             self._swap(overwrite)
+            self._consolidate()
 
     def _swap(self, overwrite: bool) -> None:
         aside = f"{self.partial}.replaced"
@@ -139,6 +142,13 @@ class Output:
             raise OutputError(
                 f"The output {self.path} cannot be written: {error}. Make room, or choose another write_to."
             ) from error
+
+    def _consolidate(self) -> None:
+        """Where readers look arrays up in the metadata of the store, tell them of this one."""
+        group = zarr.open(self.root, mode="r")
+        if isinstance(group, zarr.Group) and group.metadata.consolidated_metadata is not None:
+            with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
+                zarr.consolidate_metadata(self.root)
 
     def discard(self) -> None:
         """Remove what was written so far."""
@@ -172,24 +182,53 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
     OutputError
         If the output would lie in an input or in another array.
     """
-    root = store_path(write_to)
-    component = component.strip("/")
-    if any(part in ("", ".", "..") for part in component.split("/")) and component:
-        raise ParameterError(f"output_component {component!r} must be a path within the store, such as 'labels/cells'.")
+    root, component = store_path(write_to), component_path(component)
     path = root / component
     for source in filter(None, inputs):
         if _same_or_within(path, source) or _same_or_within(source, path):
             raise OutputError(f"The output {path} would overwrite the input {source}. Inputs are never written.")
-    for parent in [root, *(root.joinpath(*component.split("/")[:n]) for n in range(1, component.count("/") + 1))]:
-        if parent != path and _node_kind(parent) == "array":
-            raise OutputError(f"The output {path} would lie within the zarr array {parent}. Choose another component.")
-    blocked = next((p for p in path.parents if p.exists()), Path(path.anchor))
-    if not blocked.is_dir():
-        raise OutputError(f"The output {path} cannot be written: {blocked} is a file. Choose another write_to.")
-    if path.exists() and not overwrite:
-        raise _exists(path)
+    _check_parents(root, path)
+    if path.exists():
+        _check_replaceable(path, overwrite)
     name = f".{'-'.join([root.name, *component.split('/')]).strip('-')}.{uuid.uuid4().hex[:8]}.partial"
     return Output(str(root), component, str(_workplace(root) / name))
+
+
+def component_path(component: Any) -> str:
+    """The path of an array within a store, "" for the store itself.
+
+    Raises
+    ------
+    ParameterError
+        If it leads out of the store.
+    """
+    if isinstance(component, str):
+        parts = component.strip("/").split("/")
+        if parts == [""] or not {"", ".", ".."} & set(parts):
+            return "/".join(parts)
+    raise ParameterError(f"output_component {component!r} must be a path within the store, such as 'labels/cells'.")
+
+
+def _check_parents(root: Path, path: Path) -> None:
+    """Refuse an output that would lie in a file or in another array."""
+    existing = next(p for p in path.parents if p.exists())
+    if not existing.is_dir():
+        raise OutputError(f"The output {path} cannot be written: {existing} is a file. Choose another write_to.")
+    for parent in path.parents:
+        if parent.is_relative_to(root) and _node_kind(parent) == "array":
+            raise OutputError(f"The output {path} would lie within the zarr array {parent}. Choose another component.")
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    """Refuse to replace anything unless asked to, and what is no array in any case."""
+    if not overwrite:
+        raise _exists(path)
+    if _node_kind(path) != "array" and not (path.is_dir() and not os.listdir(path)):
+        kind = "a zarr group" if _node_kind(path) == "group" else "something that is no zarr array"
+        raise OutputExistsError(
+            f"There is {kind} at {path}; overwrite=True replaces arrays only. "
+            "Give another output_component, such as 'labels/cells'."
+        )
 
 
 def store_path(write_to: Any) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -260,13 +261,10 @@ def _resolve_one(merge: OneRule, overlap: Sequence[int], axes: Sequence[int]) ->
         with_halo, bare = tuple(a for a in axes if overlap[a]), tuple(a for a in axes if not overlap[a])
         return tuple(part for part in (rule.resolved("strip", with_halo), rule.resolved("plane", bare)) if part.axes)
     chosen = _checked_axes(rule, overlap, axes)
-    if isinstance(rule, Touching) and not 1 <= rule.connectivity <= max(len(chosen), 1):
-        raise ParameterError(
-            f"connectivity {rule.connectivity} is not within 1..{len(chosen)}, the number of axes {chosen} over which "
-            "objects go on."
-        )
-    if isinstance(rule, Overlapping | Contact) and not 0 <= rule.iou < 1:
-        raise ParameterError(f"iou {rule.iou} must be at least 0 and below 1: a pair joins when it exceeds it.")
+    if isinstance(rule, Touching):
+        check_connectivity(rule.connectivity, chosen)
+    if isinstance(rule, Overlapping | Contact) and not (isinstance(rule.iou, Real) and 0 <= rule.iou < 1):
+        raise ParameterError(f"iou {rule.iou!r} must be at least 0 and below 1: a pair joins when it exceeds it.")
     if not chosen:
         return ()
     if isinstance(rule, Where):
@@ -274,7 +272,27 @@ def _resolve_one(merge: OneRule, overlap: Sequence[int], axes: Sequence[int]) ->
     return (replace(rule, axes=chosen),)
 
 
+def check_connectivity(connectivity: Any, axes: Sequence[int]) -> None:
+    """Refuse what is no number of axes over which a step to a neighbour may go.
+
+    Raises
+    ------
+    ParameterError
+        If it is not an int within 1 and the number of `axes`.
+    """
+    is_int = isinstance(connectivity, Integral) and not isinstance(connectivity, bool)
+    if not is_int or not 1 <= connectivity <= max(len(axes), 1):
+        raise ParameterError(
+            f"connectivity {connectivity!r} is not an int within 1..{len(axes)}, the number of axes {tuple(axes)} over "
+            "which objects go on."
+        )
+
+
 def _named(merge: OneRule) -> Touching | Overlapping | Contact | Where | None:
+    if isinstance(merge, type):
+        raise ParameterError(f"merge is the class {merge.__name__}. Give a rule, such as {merge.__name__}().")
+    if isinstance(merge, Where) and not callable(merge.test):
+        raise ParameterError(f"Where({merge.test!r}) holds no function. Give one (i, j, n, a, b, axis) -> bool array.")
     if merge is None or isinstance(merge, Touching | Overlapping | Contact | Where):
         return merge
     if isinstance(merge, str) and merge in _NAMED:

@@ -21,7 +21,7 @@ from blockbuster.errors import GeometryError, LabelOverflowError, ParameterError
 from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
-from blockbuster.outputs import Output, chunks_within, plan_output, store_path
+from blockbuster.outputs import Output, chunks_within, component_path, plan_output, store_path
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages, sweep
 from blockbuster.progress import Progress, shown
 from blockbuster.rules import Rule, Where
@@ -123,6 +123,11 @@ class Destination:
         """Absolute path of the store that is written to."""
         return store_path(self.write_to)
 
+    @property
+    def component(self) -> str:
+        """Path of the labels within it."""
+        return component_path(self.output_component)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -167,7 +172,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     done = _done_before(plan, to, manifest)
     if done is not None:
         return done
-    output = plan_output(to.write_to, to.output_component, overwrite=to.overwrite, inputs=[i.home for i in plan.inputs])
+    output = plan_output(to.root, to.component, overwrite=to.overwrite, inputs=[i.home for i in plan.inputs])
     owner = _stage_for(plan, to, manifest, scheduler)
     output = replace(output, partial=_partial_of(owner.stage, output, plan.dtype), mark=str(plan.dtype))
     job = _job(plan, to, owner.stage, manifest, scheduler, output)
@@ -196,9 +201,13 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     ParameterError
         If it is not one of integers.
     """
-    made = np.dtype(dtype)
-    if made.kind not in "iu":
-        raise ParameterError(f"dtype {made} cannot hold labels. Choose an integer dtype, such as 'int32' or 'uint64'.")
+    try:
+        made = np.dtype(dtype)
+    except TypeError:
+        made = None
+    if made is None or made.kind not in "iu":
+        named = repr(dtype) if made is None else made
+        raise ParameterError(f"dtype {named} cannot hold labels. Choose an integer dtype, such as 'int32' or 'uint64'.")
     return made.newbyteorder("=")
 
 
@@ -351,24 +360,26 @@ def _done_before(plan: Plan, to: Destination, manifest: Manifest) -> Outcome | N
     """The output of this very run where it is complete already, and the run was asked to be resumed."""
     if not to.resume:
         return None
-    path = Path(to.root, to.output_component.strip("/"))
+    path = Path(to.root, to.component)
     node = open_node(str(path)) if path.exists() else None
     made: Any = {} if node is None else node.attrs.asdict().get("blockbuster", {})
     if made.get("run") != _result_id(plan, manifest):
         return None
     for left in stopped_stages(_stage_folder(to, None), manifest):
         left.remove()
-    return Outcome(_lazily(to.root, to.output_component), made["report"]["n_objects"])
+    return Outcome(_lazily(to.root, to.component), made["report"]["n_objects"])
 
 
 def _lazily(root: Any, component: str) -> da.Array:
-    array: da.Array = da.from_zarr(os.fspath(root), component=component.strip("/") or None)
+    array: da.Array = da.from_zarr(os.fspath(root), component=component or None)
     return array
 
 
 def _stage_folder(to: Destination, image_home: Path | None) -> Path:
     """Where asked, else beside the output, else beside the image, else the system's temporary folder."""
     if to.stage_dir is not None:
+        if not isinstance(to.stage_dir, str | os.PathLike):
+            raise ParameterError(f"stage_dir {to.stage_dir!r} is not a path. Give a folder that all workers see.")
         return Path(to.stage_dir).absolute()
     if to.write_to is not None:
         return to.root.parent
@@ -389,7 +400,7 @@ def _outermost_store(path: Path) -> Path:
 
 def _target(to: Destination, plan: Plan) -> str:
     if to.write_to is not None:
-        parts = [to.root.name, *to.output_component.strip("/").split("/")]
+        parts = [to.root.name, *to.component.split("/")]
         return ".".join(filter(None, parts))
     home = plan.image.home
     return f"{_outermost_store(home).name if home is not None else 'array'}.{plan.operation}"

@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 from blockbuster.errors import ImageError
 from blockbuster.graph import Blocks
 from blockbuster.grid import Region
-from blockbuster.ngff import pick_channel, read_multiscale
-from blockbuster.stores import ArrayRef, StoreRef, TiffRef, open_node, read_region, read_tiff_form, reference
+from blockbuster.ngff import check_level, pick_channel, read_multiscale
+from blockbuster.stores import (
+    ArrayRef,
+    StoreRef,
+    TiffRef,
+    absolute_path,
+    open_node,
+    read_region,
+    read_tiff_form,
+    reference,
+)
 
 __all__ = ["Chunks", "GraphImage", "Image", "MemoryImage", "StoredImage", "given", "open_source"]
 
@@ -210,30 +219,28 @@ def _from_dask(array: da.Array) -> GraphImage:
 
 
 def _from_path(path: str, channel: int | str | None, level: int, plain_level: bool) -> Image:
+    path = absolute_path(path)
     if path.lower().endswith((".tif", ".tiff")):
-        path = os.path.abspath(path)
-        axes, n_levels = read_tiff_form(path)
-        if not plain_level and not 0 <= level < n_levels:
-            raise ImageError(f"level {level} was asked for, but {path} has levels 0..{n_levels - 1}.")
-        tiff = TiffRef(path, 0 if plain_level else level)
-        opened = tiff.open()
-        return _stored(tiff, opened, axes, pick_channel(axes, (), channel, opened.shape, path))
-    path = path if "://" in path else os.path.abspath(path)
+        return _from_tiff(path, channel, 0 if plain_level else level)
     node = open_node(path)
     if isinstance(node, zarr.Array):
-        if level != 0 and not plain_level:
-            raise ImageError(f"level {level} was asked for, but {path} is a plain array: it has level 0 only.")
-        return _stored(
-            StoreRef(path),
-            node,
-            _dimension_names(node),
-            pick_channel(_dimension_names(node), (), channel, node.shape, path),
-        )
+        if not plain_level:
+            check_level(level, 1, path)
+        axes = _dimension_names(node)
+        return _stored(StoreRef(path), node, axes, pick_channel(axes, (), channel, node.shape, path))
     multiscale = read_multiscale(node, path)
     component = multiscale.component(level)
     array: Any = node[component]
     fixed = pick_channel(multiscale.axes, multiscale.channels, channel, array.shape, path)
     return _stored(StoreRef(path, component), array, multiscale.axes, fixed)
+
+
+def _from_tiff(path: str, channel: int | str | None, level: int) -> Image:
+    axes, n_levels = read_tiff_form(path)
+    check_level(level, n_levels, path)
+    ref = TiffRef(path, level)
+    array = ref.open()
+    return _stored(ref, array, axes, pick_channel(axes, (), channel, array.shape, path))
 
 
 def _stored(ref: ArrayRef, array: Any, axes: str | None, fixed: Sequence[int | None] | None) -> StoredImage:

@@ -301,11 +301,13 @@ def _with_gpu(job: Job) -> Iterator[None]:
 def _checked(made: TileLabels, shape: tuple[int, ...]) -> TileLabels:
     """Refuse what is no labelling of the block."""
     labels = made.labels
-    kind = getattr(getattr(labels, "dtype", None), "kind", None)
-    if kind is None or kind not in "iu" or labels.shape != shape:
-        got = type(labels).__name__ if kind is None else f"{labels.dtype} of shape {labels.shape}"
-        raise TypeError(f"the function returned {got}; expected integers of shape {shape}.")
-    if kind == "i" and labels.size and labels.min() < 0:
+    if not isinstance(labels, np.ndarray):
+        raise TypeError(f"the function returned {type(labels)}; expected a numpy array of integers of shape {shape}.")
+    if labels.dtype.kind not in "iu" or labels.shape != shape:
+        raise TypeError(
+            f"the function returned {labels.dtype} of shape {labels.shape}; expected integers of shape {shape}."
+        )
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise ValueError(
             f"the function returned the label {labels.min()}; labels must not be negative, 0 is background."
         )

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import urllib.parse
 import uuid
 import weakref
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ __all__ = [
     "Readable",
     "StoreRef",
     "TiffRef",
+    "absolute_path",
     "local_path",
     "open_node",
     "read_tiff_form",
@@ -224,6 +226,20 @@ def local_path(array: zarr.Array[Any]) -> tuple[Path, str] | None:
     """Root and component of an array, if it lies on a local file system."""
     store = array.store
     return (Path(store.root).absolute(), array.path) if isinstance(store, LocalStore) else None
+
+
+def absolute_path(path: str) -> str:
+    """A path or URL that means the same in every process; "file:" URLs become paths.
+
+    Examples
+    --------
+    >>> absolute_path("file:///data/my%20image.zarr"), absolute_path("s3://bucket/image.zarr")
+    ('/data/my image.zarr', 's3://bucket/image.zarr')
+    """
+    parts = urllib.parse.urlsplit(path)
+    if parts.scheme in ("file", "local"):
+        return os.path.abspath(urllib.parse.unquote(parts.path))
+    return path if "://" in path else os.path.abspath(path)
 
 
 def open_node(path: str) -> zarr.Array[Any] | zarr.Group:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -335,6 +337,8 @@ def _core_extents(chunks: Sequence[int], overlap: int) -> tuple[int, ...]:
 
 
 def _empty_threshold(skip_empty: bool, threshold: float | None) -> float | Literal["otsu"] | None:
+    if threshold is not None and not (isinstance(threshold, Real | np.bool_) and math.isfinite(threshold)):
+        raise ParameterError(f"empty_threshold {threshold!r} is not a number. Give one, or None for an automatic one.")
     if skip_empty:
         return "otsu" if threshold is None else float(threshold)
     if threshold is not None:
