@@ -283,8 +283,8 @@ def check_connectivity(connectivity: Any, axes: Sequence[int]) -> None:
     is_int = isinstance(connectivity, Integral) and not isinstance(connectivity, bool)
     if not is_int or not 1 <= connectivity <= max(len(axes), 1):
         raise ParameterError(
-            f"connectivity {connectivity!r} is not an int within 1..{len(axes)}, the number of axes {tuple(axes)} over "
-            "which objects go on."
+            f"connectivity {connectivity!r} is not within 1..{len(axes)}, the number of axes {tuple(axes)} over which "
+            "objects go on."
         )
 
 

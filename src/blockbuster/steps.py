@@ -302,7 +302,8 @@ def _checked(made: TileLabels, shape: tuple[int, ...]) -> TileLabels:
     """Refuse what is no labelling of the block."""
     labels = made.labels
     if not isinstance(labels, np.ndarray):
-        raise TypeError(f"the function returned {type(labels)}; expected a numpy array of integers of shape {shape}.")
+        got = type(labels).__name__
+        raise TypeError(f"the function returned {got}; expected integers of shape {shape}, as a numpy array.")
     if labels.dtype.kind not in "iu" or labels.shape != shape:
         raise TypeError(
             f"the function returned {labels.dtype} of shape {labels.shape}; expected integers of shape {shape}."
