@@ -29,7 +29,7 @@ __all__ = [
     "check_picklable",
     "check_visible",
     "gpu_slots",
-    "in_worker_process",
+    "in_worker",
     "make_local_cluster",
 ]
 
@@ -96,17 +96,17 @@ def active_scheduler() -> Scheduler:
     return Scheduler("threads")
 
 
-def in_worker_process() -> bool:
-    """Whether this is a process that dask started for tasks."""
+def in_worker() -> bool:
+    """Whether this is a worker, whose errors are pickled: one in the process of its client as well."""
     if multiprocessing.parent_process() is not None:
         return True
     try:
         from distributed import get_worker
 
-        address: str = get_worker().address
+        get_worker()
     except ValueError:
         return False
-    return not address.startswith("inproc://")
+    return True
 
 
 @functools.cache

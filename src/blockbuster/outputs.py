@@ -127,6 +127,8 @@ class Output:
             if self.path.exists():
                 if not overwrite:
                     raise _exists(self.path)
+                # What an earlier try has set aside was replaced by another run since.
+                remove_folder(aside)
                 os.rename(self.path, aside)
             os.makedirs(self.path.parent, exist_ok=True)
             os.rename(self.partial, self.path)

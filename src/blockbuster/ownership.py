@@ -130,9 +130,23 @@ def _holders(stage: Stage) -> str:
     return os.path.join(stage.path, "holders")
 
 
-def _mutex(stage: Stage) -> FileLock:
-    """What keeps two processes from looking for holders, and becoming one, at the same time."""
-    return FileLock(os.path.join(stage.path, "mutex"))
+@contextlib.contextmanager
+def _mutex(stage: Stage) -> Iterator[None]:
+    """Keep two processes from looking for holders, becoming one, and removing the stage at the same time.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no stage.
+    """
+    if not os.path.isdir(_holders(stage)):
+        raise FileNotFoundError(stage.path)
+    with FileLock(os.path.join(stage.path, "mutex")):
+        if not os.path.isdir(_holders(stage)):
+            # The stage was removed in between, and the lock has made its folder again.
+            stage.remove()
+            raise FileNotFoundError(stage.path)
+        yield
 
 
 def _is_held(stage: Stage) -> bool:
@@ -207,6 +221,9 @@ class Ticket:
             return self
         return Keeper(self.stage).hold(manifest)
 
+    def fail(self) -> None:
+        """Do nothing: a ticket holds nothing."""
+
 
 class Keeper:
     """Keeps a stage while it lives, and removes it if it was the last; a copy in another process keeps it as well."""
@@ -249,6 +266,10 @@ class Keeper:
         """Let go now."""
         self._finalizer()
 
+    def fail(self) -> None:
+        """Let go, since the run has failed."""
+        self.finish()
+
     def __reduce__(self) -> tuple[Callable[..., Holder], tuple[Any, ...]]:
         return _joined, (self.stage,)
 
@@ -264,14 +285,17 @@ class StageOwner(Keeper):
     ----------
     stage : Stage
         The stage; need not exist yet.
+    manifest : Manifest
+        What the run is.
     keep : bool
         Leave the stage where it is.
     leased : bool
         Whether other processes must hold the stage while they use it: where the owner may go before the run ends.
     """
 
-    def __init__(self, stage: Stage, *, keep: bool, leased: bool) -> None:
+    def __init__(self, stage: Stage, manifest: Manifest, *, keep: bool, leased: bool) -> None:
         super().__init__(stage)
+        self.manifest = manifest
         self.keep = keep
         self.leased = leased and not keep
         if keep:
@@ -285,14 +309,21 @@ class StageOwner(Keeper):
     def remove(self) -> None:
         """Remove the stage now."""
         self.release()
-        self.stage.remove()
+        with contextlib.suppress(FileNotFoundError), _mutex(self.stage):
+            self.stage.remove()
 
     def finish(self) -> None:
         """Remove the stage, if it was to go with its owner."""
         if self._finalizer.alive:
             self.remove()
 
+    def fail(self) -> None:
+        """Hold on: the array may be computed again."""
+
     def __reduce__(self) -> tuple[Callable[..., Holder], tuple[Any, ...]]:
+        if self.leased and self._finalizer.alive:
+            # Tasks in other processes must find that the stage has an owner, or the last of them would remove it.
+            self.hold(self.manifest)
         return Ticket, (self.stage, self.leased)
 
 

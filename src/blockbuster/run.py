@@ -154,7 +154,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     manifest = plan.manifest(_target(to, plan))
     if to.write_to is not None:
         return _to_store(plan, to, manifest, scheduler)
-    owner = _stage_for(plan, to, manifest, scheduler)
+    owner = _stage_for(plan, to, manifest)
     job = _job(plan, to, owner.stage, manifest, scheduler)
     graph = _graph(plan, job, owner, scheduler)
     array, count = array_of(graph, plan.grid, plan.tiles, plan.dtype), scalar_of(graph, _n_objects)
@@ -173,7 +173,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     if done is not None:
         return done
     output = plan_output(to.root, to.component, overwrite=to.overwrite, inputs=[i.home for i in plan.inputs])
-    owner = _stage_for(plan, to, manifest, scheduler)
+    owner = _stage_for(plan, to, manifest)
     output = replace(output, partial=_partial_of(owner.stage, output, plan.dtype), mark=str(plan.dtype))
     job = _job(plan, to, owner.stage, manifest, scheduler, output)
     graph = _graph(plan, job, owner, scheduler)
@@ -264,22 +264,19 @@ def _stored(image: Image | None) -> StoredImage | None:
     return image if isinstance(image, StoredImage) else None
 
 
-def _stage_for(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> StageOwner:
+def _stage_for(plan: Plan, to: Destination, manifest: Manifest) -> StageOwner:
     """The stage of the run to resume, or the name of a new one."""
     folder = _stage_folder(to, plan.image.home)
     lazy = to.write_to is None and not to.compute
     found = find_stage(folder, manifest) if to.resume else None
     if found is not None:
-        owner = StageOwner(found, keep=to.keep_stage, leased=lazy)
+        owner = StageOwner(found, manifest, keep=to.keep_stage, leased=lazy)
         owner.hold(manifest, alone=True)
         return owner
     for left in () if to.resume else stopped_stages(folder, manifest):
         logger.warning("The same run was stopped in %s: resume=True goes on with it, or delete that folder.", left.path)
-    owner = StageOwner(Stage(new_stage_path(folder, manifest["target"])), keep=to.keep_stage, leased=lazy)
-    if lazy and scheduler.crosses_processes:
-        # Workers must find that the stage has an owner, or the last of them would remove it.
-        owner.hold(manifest)
-    return owner
+    stage = Stage(new_stage_path(folder, manifest["target"]))
+    return StageOwner(stage, manifest, keep=to.keep_stage, leased=lazy)
 
 
 def _job(

@@ -9,13 +9,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from blockbuster.cluster import gpu_slots, in_worker_process
+from blockbuster.cluster import gpu_slots, in_worker
 from blockbuster.errors import TileError
 from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
@@ -44,10 +44,12 @@ __all__ = [
 
 logger = logging.getLogger("blockbuster")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Records: TypeAlias = Callable[[int], TileRecord]
 
 # Above this share of labels at the outer edge of what their tile has read, the overlap is likely too small.
-_REACHING_SHARE = 0.1
+_REACHING_SHARE = 0.5
 _TAKE = 1 << 16
 
 
@@ -158,6 +160,22 @@ def begin(job: Job, holder: Holder, samples: list[NDArray[Any]]) -> Job:
     return replace(job, holder=holder.hold(job.manifest), empty_threshold=threshold)
 
 
+def _letting_go(step: Callable[Concatenate[Job, P], T]) -> Callable[Concatenate[Job, P], T]:
+    """Hold the stage no longer after a step that failed: the error keeps the job alive, for long on a cluster."""
+
+    @functools.wraps(step)
+    def stepping(job: Job, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(job, *args, **kwargs)
+        except BaseException:
+            if job.holder is not None:
+                job.holder.fail()
+            raise
+
+    return stepping
+
+
+@_letting_go
 def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
     """Label one padded tile, and keep its labels and slabs."""
     if job.stage.has_tile(block_id):
@@ -178,6 +196,7 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
         _keep(job, tile, counts, arrays)
 
 
+@_letting_go
 def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
     """Compare the slabs of some tiles with those of their neighbours: reads no labels."""
     records: Records = functools.lru_cache(maxsize=4 * len(block_ids) + 64)(job.stage.tile)
@@ -201,6 +220,7 @@ def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
     )
 
 
+@_letting_go
 def unite(job: Job, parts: list[ScanPart]) -> Report:
     """Make the table of final ids."""
     table = make_table(parts, job.grid.n_tiles, numbering=job.numbering, dtype=job.dtype)
@@ -217,6 +237,7 @@ def unite(job: Job, parts: list[ScanPart]) -> Report:
     return report
 
 
+@_letting_go
 def final_block(job: Job, number: int) -> NDArray[Any]:
     """The final labels of one region of the final grid."""
     region = job.final_grid.tile(number)
@@ -257,7 +278,7 @@ def _blaming(tile: Tile, step: str) -> Iterator[None]:
     except TileError:
         raise
     except Exception as error:  # noqa: BLE001 - raised again below, with its place
-        made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker_process())
+        made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker())
     # Outside of the handler: an error raised in it would carry the original as its context, picklable or not.
     raise made from made.__cause__
 
