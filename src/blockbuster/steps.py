@@ -160,22 +160,27 @@ def begin(job: Job, holder: Holder, samples: list[NDArray[Any]]) -> Job:
     return replace(job, holder=holder.hold(job.manifest), empty_threshold=threshold)
 
 
-def _letting_go(step: Callable[Concatenate[Job, P], T]) -> Callable[Concatenate[Job, P], T]:
-    """Hold the stage no longer after a step that failed: the error keeps the job alive, for long on a cluster."""
+def _step(function: Callable[Concatenate[Job, P], T]) -> Callable[Concatenate[Job, P], T]:
+    """A step that, when it fails, leaves nothing behind that its error would carry along."""
 
-    @functools.wraps(step)
-    def stepping(job: Job, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    @functools.wraps(function)
+    def step(job: Job, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return step(job, *args, **kwargs)
-        except BaseException:
-            if job.holder is not None:
-                job.holder.fail()
-            raise
+            return function(job, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed = error
+        # The error keeps the job alive, for long on a cluster: hold the stage no longer.
+        if job.holder is not None:
+            job.holder.fail()
+        if isinstance(failed, TileError):
+            # What it came from, which may be impossible to pickle, is its cause already, or stands there in words.
+            failed.__context__ = failed.__cause__
+        raise failed
 
-    return stepping
+    return step
 
 
-@_letting_go
+@_step
 def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
     """Label one padded tile, and keep its labels and slabs."""
     if job.stage.has_tile(block_id):
@@ -196,7 +201,7 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
         _keep(job, tile, counts, arrays)
 
 
-@_letting_go
+@_step
 def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
     """Compare the slabs of some tiles with those of their neighbours: reads no labels."""
     records: Records = functools.lru_cache(maxsize=4 * len(block_ids) + 64)(job.stage.tile)
@@ -220,7 +225,7 @@ def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
     )
 
 
-@_letting_go
+@_step
 def unite(job: Job, parts: list[ScanPart]) -> Report:
     """Make the table of final ids."""
     table = make_table(parts, job.grid.n_tiles, numbering=job.numbering, dtype=job.dtype)
@@ -237,7 +242,7 @@ def unite(job: Job, parts: list[ScanPart]) -> Report:
     return report
 
 
-@_letting_go
+@_step
 def final_block(job: Job, number: int) -> NDArray[Any]:
     """The final labels of one region of the final grid."""
     region = job.final_grid.tile(number)
@@ -245,6 +250,7 @@ def final_block(job: Job, number: int) -> NDArray[Any]:
         return _final_labels(job, region, _labelled_tiles(job, region), np.empty(region.shape, job.dtype))
 
 
+@_step
 def write_block(job: Job, number: int) -> None:
     """Write the final labels of one region of the final grid; one without labels is left to the fill value."""
     assert job.output is not None
@@ -274,13 +280,11 @@ def _blaming(tile: Tile, step: str) -> Iterator[None]:
     """Say on which tile and in which step an error came up."""
     try:
         yield
-        return
     except TileError:
         raise
-    except Exception as error:  # noqa: BLE001 - raised again below, with its place
+    except Exception as error:  # noqa: BLE001 - raised again with its place
         made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker())
-    # Outside of the handler: an error raised in it would carry the original as its context, picklable or not.
-    raise made from made.__cause__
+        raise made from made.__cause__
 
 
 def _inputs(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
