@@ -171,7 +171,7 @@ def test_only_ids_with_gaps_overflow_by_the_largest_id() -> None:
     pairs = [((0, 1), (1, i)) for i in range(1, 28)]
     scanned = Scanned([1, 127], [0, 0], pairs, dict(zip(_labels(1, 127), range(128), strict=True)))
     parts = scanned.parts([[0, 1]])
-    with pytest.raises(LabelOverflowError, match="101 objects with ids up to 128 .* sequential_labels=True"):
+    with pytest.raises(LabelOverflowError, match=r"101 objects with ids up to 128 .* sequential_labels=True"):
         make_table(parts, 2, numbering="tile", dtype="int8")
     for numbering in ("sequential", "raster"):
         assert make_table(parts, 2, numbering=numbering, dtype="int8").outline.n_objects == 101
