@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
+import zarr
 from numpy.typing import DTypeLike
 
 from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_visible
@@ -368,7 +370,9 @@ def _done_before(plan: Plan, to: Destination, manifest: Manifest) -> Outcome | N
 
 
 def _lazily(root: Any, component: str) -> da.Array:
-    array: da.Array = da.from_zarr(os.fspath(root), component=component or None)
+    stored = zarr.open_array(os.fspath(root), path=component, mode="r")
+    # A name of its own: labels that replace others at the same path are not the same array.
+    array: da.Array = da.from_zarr(stored, name=f"labels-{uuid.uuid4().hex}")
     return array
 
 
