@@ -66,8 +66,12 @@ class Recording:
     fn: Callable[[NDArray[Any]], NDArray[Any]] = components
 
     def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        with open(self.folder / f"{time.monotonic_ns():020d}-{uuid.uuid4().hex}.npy", "xb") as file:
+        path = self.folder / f"{time.monotonic_ns():020d}-{uuid.uuid4().hex}.npy"
+        # A killed process must leave whole files only.
+        partial = path.with_suffix(".unfinished")
+        with open(partial, "xb") as file:
             np.save(file, block)
+        partial.rename(path)
         return self.fn(block)
 
     def blocks(self) -> list[NDArray[Any]]:

@@ -88,17 +88,20 @@ def first_voxels(labels: NDArray[Any], start: Sequence[int], shape: Sequence[int
     highest = np.maximum.accumulate(rows.max(axis=1))
     before = np.concatenate([[0], highest[:-1]]).astype(highest.dtype)
     fresh = np.flatnonzero(highest > before)
-    row, column = _rises(rows[fresh], before[fresh])
+    place, value = _candidates(rows[fresh], before[fresh])
+    largest = np.maximum.accumulate(value)
+    first = place[np.concatenate([value[:1] > 0, largest[1:] > largest[:-1]])]
+    row, column = np.divmod(first, rows.shape[1])
     local = np.unravel_index(fresh[row] * rows.shape[1] + column, labels.shape)
     placed = tuple(i + a for i, a in zip(local, start, strict=True))
     position: NDArray[np.int64] = np.ravel_multi_index(placed, tuple(shape)).astype(np.int64)
     return position
 
 
-def _rises(rows: NDArray[Any], before: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Row and column of each value that exceeds all before it in its row, and `before` it."""
-    highest = np.maximum.accumulate(np.concatenate([before[:, np.newaxis], rows], axis=1), axis=1)
-    return np.nonzero(highest[:, 1:] > highest[:, :-1])
+def _candidates(rows: NDArray[Any], before: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Where in `rows`, flattened, values are larger than all in the rows `before`, and these values."""
+    place = np.flatnonzero(rows > before[:, np.newaxis])
+    return place, rows.reshape(-1)[place]
 
 
 def _unique(labels: NDArray[Any]) -> NDArray[Any]:
