@@ -637,9 +637,7 @@ def other_voxels(folder: Path, image: NDArray[Any]) -> Any:
 
 
 def one_other_chunk(folder: Path, image: NDArray[Any]) -> Any:
-    changed = image.view(np.uint8).copy()
-    changed[:TILE, -TILE:] = 1
-    zarr.create_array(folder / "image.zarr", data=changed, chunks=(TILE, TILE), overwrite=True)
+    zarr.open_array(folder / "image.zarr", mode="r+")[2 * TILE : 3 * TILE, 4 * TILE : 5 * TILE] = 1
     return folder / "image.zarr"
 
 
@@ -665,6 +663,103 @@ def test_resuming_with_another_image_is_refused(
         )
 
     assert_refused(folder, stage, "image", call)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [da.from_zarr, lambda path: da.from_zarr(path) + 0, lambda path: da.from_zarr(path)[::-1]],
+    ids=["as it is", "computed from", "a view"],
+)
+def test_a_dask_array_of_a_changed_store_is_another_image(
+    opened: Callable[[str], da.Array], folder: Path, image: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(**options: Any) -> Any:
+        source = opened(str(folder / "image.zarr"))
+        return blockbuster.tile_process(source, components, write_to=folder / "labels.zarr", **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blockbuster.steps, "make_table", refuse)
+        with pytest.raises(InterruptedError):
+            run()
+    stage = only_stage(folder)
+    assert stage is not None
+    one_other_chunk(folder, image)
+    assert_refused(folder, stage, "image", lambda: run(resume=True))
+
+
+def test_another_chunk_of_the_mask_is_another_mask(
+    folder: Path, image: NDArray[Any], stopped: Callable[..., Stage]
+) -> None:
+    mask = zarr.create_array(folder / "mask.zarr", data=np.ones_like(image, np.uint8), chunks=(TILE, TILE))
+    options = {"mask": folder / "mask.zarr"}
+    stage = stopped(blockbuster.label, **options)
+    mask[3 * TILE : 4 * TILE, 2 * TILE : 3 * TILE] = 0
+
+    def call() -> Any:
+        return blockbuster.label(folder / "image.zarr", write_to=folder / "labels.zarr", resume=True, **options)
+
+    assert_refused(folder, stage, "mask", call)
+
+
+CUT = 0.5
+
+
+def above_cut(block: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(block > CUT)
+
+
+def above_another_cut(block: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(block > CUT + 0.25)
+
+
+def helped(block: NDArray[Any]) -> NDArray[Any]:
+    return components(above_cut(block))
+
+
+@pytest.mark.parametrize(("name", "value"), [("CUT", 0.6), ("above_cut", above_another_cut)])
+def test_what_a_function_uses_of_its_module_is_part_of_it(
+    name: str, value: Any, folder: Path, stopped: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stopped(blockbuster.tile_process, helped)
+    monkeypatch.setattr(sys.modules[__name__], name, value)
+
+    def call() -> Any:
+        return blockbuster.tile_process(folder / "image.zarr", helped, write_to=folder / "labels.zarr", resume=True)
+
+    assert_refused(folder, stage, "function", call)
+
+
+def joins_all(i: Any, *_counts: Any) -> Any:
+    return i > 0
+
+
+def joins_none(i: Any, *_counts: Any) -> Any:
+    return i < 0
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "named"),
+    [
+        ({"merge": blockbuster.Contact(0.3)}, {"merge": blockbuster.Contact(0.5)}, "merge"),
+        ({"merge": joins_all}, {"merge": joins_none}, "merge"),
+        (
+            {"skip_empty": True, "empty_threshold": 0.1},
+            {"skip_empty": True, "empty_threshold": 0.2},
+            "empty_threshold",
+        ),
+    ],
+)
+def test_resuming_with_other_settings_of_an_option_is_refused(
+    was: dict[str, Any], now: dict[str, Any], named: str, folder: Path, stopped: Callable[..., Stage]
+) -> None:
+    stage = stopped(blockbuster.tile_process, components, **was)
+
+    def call() -> Any:
+        return blockbuster.tile_process(
+            folder / "image.zarr", components, write_to=folder / "labels.zarr", resume=True, **now
+        )
+
+    assert_refused(folder, stage, named, call)
 
 
 def test_one_other_voxel_is_another_array_in_memory(tmp_path: Path, image: NDArray[Any]) -> None:

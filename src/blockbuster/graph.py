@@ -15,14 +15,16 @@ from __future__ import annotations
 import itertools
 import operator
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, List, Task, TaskRef
+from dask.array.core import getter, getter_inline, getter_nofancy
 from dask.base import compute, optimize
+from dask.blockwise import Blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from numpy.typing import NDArray
@@ -37,9 +39,11 @@ __all__ = [
     "compute_arrays",
     "compute_value",
     "map_tiles",
+    "read_as_it_is",
     "renumbered_blocks",
     "run_graph",
     "scalar_of",
+    "values_in_graph",
 ]
 
 Layer: TypeAlias = dict[Any, Any]
@@ -47,6 +51,8 @@ Layer: TypeAlias = dict[Any, Any]
 # Tiles per scanning task: enough of them for few tasks, few enough for all workers to take part.
 _SCAN_TILES = 64
 _SCAN_TASKS = 64
+# Tasks of a layer that are looked at for what they read: a layer reads from one object, or each task from its own.
+_LEAVES = 10_000
 
 
 @dataclass(frozen=True)
@@ -300,6 +306,36 @@ def renumbered_blocks(
         name: {labels.name, told_name},
     }
     return da.Array(HighLevelGraph(layers, dependencies), name, labels.chunks, dtype=labels.dtype)
+
+
+def values_in_graph(array: da.Array, kind: type) -> list[Any]:
+    """Objects of a type that tasks of a dask array read from."""
+    found: dict[int, Any] = {}
+    for layer in array.dask.layers.values():
+        for value in _leaves(layer):
+            if isinstance(value, kind):
+                found[id(value)] = value
+    return list(found.values())
+
+
+def read_as_it_is(array: da.Array, kind: type) -> Any | None:
+    """The object whose blocks a dask array is, if all that its graph does is to read them; else None."""
+    layer = array.dask.layers[array.name]
+    sources = values_in_graph(array, kind)
+    if len(sources) != 1 or len(array.dask.layers) > 2 or not isinstance(layer, Blockwise):
+        return None
+    reads = layer.task.func in (getter, getter_inline, getter_nofancy)
+    same = sources[0].shape == array.shape and sources[0].dtype == array.dtype
+    return sources[0] if reads and same else None
+
+
+def _leaves(layer: Any) -> Iterator[Any]:
+    if isinstance(layer, Blockwise):
+        yield from (index[0] for index in layer.indices)
+        return
+    for node in itertools.islice(layer.values(), _LEAVES):
+        yield node.value if isinstance(node, DataNode) else node
+        yield from node.args if isinstance(node, Task) else ()
 
 
 def _scalar(value: Any, function: Callable[[Any], int]) -> NDArray[np.int64]:

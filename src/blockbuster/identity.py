@@ -8,13 +8,19 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from dask.base import tokenize
 
 __all__ = ["function_identity"]
 
+# What a module holds and its functions do not change: lists and dicts may be where they keep their books.
+_CONSTANTS = (bool, int, float, complex, str, bytes, tuple, frozenset, np.ndarray, np.generic)
+
 
 def function_identity(function: Any) -> str:
     """Name and digest of a callable: of its code, its defaults, what it closes over, and its attributes.
+
+    Of its module, the functions that it calls and the constants that it reads count as well; other modules do not.
 
     Examples
     --------
@@ -41,6 +47,7 @@ def _words(value: Any, seen: set[int]) -> Iterator[str]:
     if isinstance(value, types.FunctionType):
         seen.add(id(value))
         yield from _code_words(value.__code__)
+        yield from _global_words(value, seen)
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         for part in [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells]:
             yield from _words(part, seen)
@@ -61,6 +68,21 @@ def _words(value: Any, seen: set[int]) -> Iterator[str]:
             yield from _words(part, seen)
     else:
         yield str(tokenize(value))
+
+
+def _global_words(function: types.FunctionType, seen: set[int]) -> Iterator[str]:
+    """Words for what a function reads of its module: helpers that it calls, and constants."""
+    for name in sorted(_names(function.__code__)):
+        value = function.__globals__.get(name)
+        is_helper = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
+        if is_helper or isinstance(value, _CONSTANTS):
+            yield name
+            yield from _words(value, seen)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _code_words(code: types.CodeType) -> Iterator[str]:

@@ -163,7 +163,7 @@ class Output:
                 zarr.open_group(self.root, path="/".join(parts[:depth]), mode="a", zarr_format=form)
 
 
-def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Sequence[Path | None]) -> Output:
+def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Sequence[Path]) -> Output:
     """Where an output goes, checked before anything is done.
 
     Parameters
@@ -174,7 +174,7 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
         Path of the array within the store; "" for the store itself.
     overwrite : bool
         Whether an existing array may be replaced.
-    inputs : sequence of (Path or None)
+    inputs : sequence of Path
         Arrays that are read, never to be written.
 
     Raises
@@ -186,7 +186,7 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
     """
     root, component = store_path(write_to), component_path(component)
     path = root / component
-    for source in filter(None, inputs):
+    for source in inputs:
         if _same_or_within(path, source) or _same_or_within(source, path):
             raise OutputError(f"The output {path} would overwrite the input {source}. Inputs are never written.")
     _check_parents(root, path)

@@ -174,7 +174,9 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     done = _done_before(plan, to, manifest)
     if done is not None:
         return done
-    output = plan_output(to.root, to.component, overwrite=to.overwrite, inputs=[i.home for i in plan.inputs])
+    output = plan_output(
+        to.root, to.component, overwrite=to.overwrite, inputs=[home for image in plan.inputs for home in image.homes]
+    )
     owner = _stage_for(plan, to, manifest)
     output = replace(output, partial=_partial_of(owner.stage, output, plan.dtype), mark=str(plan.dtype))
     job = _job(plan, to, owner.stage, manifest, scheduler, output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from blockbuster.errors import ImageError
-from blockbuster.graph import Blocks
+from blockbuster.graph import Blocks, read_as_it_is, values_in_graph
 from blockbuster.grid import Region
 from blockbuster.ngff import check_level, pick_channel, read_multiscale
 from blockbuster.stores import (
@@ -63,6 +63,11 @@ class MemoryImage:
         """None: it lies on no file system."""
         return None
 
+    @property
+    def homes(self) -> list[Path]:
+        """None: it lies on no file system."""
+        return []
+
     def identity(self) -> str:
         """Tells whether another run had the same image."""
         return f"numpy array {self.shape} {self.dtype} {tokenize(self.array)}"
@@ -106,12 +111,21 @@ class GraphImage:
 
     @property
     def home(self) -> Path | None:
-        """None: where its graph reads is not known."""
+        """None: its graph may read from many places."""
         return None
 
+    @property
+    def homes(self) -> list[Path]:
+        """Where its graph reads, as far as that is on local file systems."""
+        return [ref.home for ref in self._refs() if ref.home is not None]
+
     def identity(self) -> str:
-        """Tells whether another run had the same image."""
-        return f"dask array {self.shape} {self.dtype} {self.array.name}"
+        """Tells whether another run had the same image: its graph's name, and the state of the files it reads."""
+        states = [ref.file_states() for ref in self._refs()]
+        return f"dask array {self.shape} {self.dtype} {self.array.name} {tokenize(states)}"
+
+    def _refs(self) -> list[ArrayRef]:
+        return [reference(array) for array in values_in_graph(self.array, zarr.Array)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +151,11 @@ class StoredImage:
     def home(self) -> Path | None:
         """Where it lies, if on a local file system."""
         return self.ref.home
+
+    @property
+    def homes(self) -> list[Path]:
+        """Where it lies, if on a local file system."""
+        return [] if self.home is None else [self.home]
 
     def identity(self) -> str:
         """Tells whether another run had the same image: its name, its form, and a few of its files or voxels."""
@@ -212,10 +231,13 @@ def given(image: Image) -> NDArray[Any] | da.Array | Blocks | None:
     return image.array
 
 
-def _from_dask(array: da.Array) -> GraphImage:
+def _from_dask(array: da.Array) -> Image:
     if any(np.isnan(n) for n in array.shape):
         raise ImageError(f"image is a dask array of unknown shape {array.shape}. Call its compute_chunk_sizes() first.")
-    return GraphImage(array)
+    stored = read_as_it_is(array, zarr.Array)
+    if stored is None:
+        return GraphImage(array)
+    return replace(_stored(reference(stored), stored, None, None), chunks=array.chunks)
 
 
 def _from_path(path: str, channel: int | str | None, level: int, plain_level: bool) -> Image:

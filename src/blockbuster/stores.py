@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore
 from zarrs.pipeline import (
     UnsupportedMetadataError,
     ZarrsCodecPipeline,
@@ -47,7 +47,8 @@ __all__ = [
 
 FileState: TypeAlias = tuple[str, int, int]
 
-_FILES = 64
+# Chunks that are looked at for changes: all of them, but for arrays of very many.
+_FILES = 4096
 
 
 class Readable(Protocol):
@@ -225,7 +226,14 @@ def reference(array: zarr.Array[Any]) -> ArrayRef:
 def local_path(array: zarr.Array[Any]) -> tuple[Path, str] | None:
     """Root and component of an array, if it lies on a local file system."""
     store = array.store
-    return (Path(store.root).absolute(), array.path) if isinstance(store, LocalStore) else None
+    if isinstance(store, LocalStore):
+        return Path(store.root).absolute(), array.path
+    # fsspec serves local files as well, through a wrapper that makes them asynchronous.
+    system = getattr(store, "fs", None)
+    protocol = getattr(getattr(system, "sync_fs", system), "protocol", ())
+    if isinstance(store, FsspecStore) and "file" in protocol:
+        return Path(store.path).absolute(), array.path
+    return None
 
 
 def absolute_path(path: str) -> str:

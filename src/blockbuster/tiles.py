@@ -10,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -271,7 +272,7 @@ def merge_tile_labels(
             f"labeled has dtype {source.dtype}. Labels are integers: label a mask with blockbuster.label."
         )
     if np.any(per_axis("overlap", overlap, source.shape, minimum=0)):
-        source, grid = _padded_blocks(source, overlap)
+        source, grid = _padded_blocks(labeled, overlap)
     else:
         grid = make_grid(source, tile_shape, 0)
     plan = Plan(
@@ -313,13 +314,14 @@ def _labels_of(labeled: Any, component: str) -> Image:
     return open_source(within if within.exists() else labeled, channel=None)
 
 
-def _padded_blocks(source: Image, overlap: int | Sequence[int]) -> tuple[Image, TileGrid]:
+def _padded_blocks(labeled: Any, overlap: int | Sequence[int]) -> tuple[Image, TileGrid]:
     """The image that blocks with margins stand for, and the grid of their cores."""
-    if not isinstance(source, GraphImage):
+    if not isinstance(labeled, da.Array):
         raise ParameterError(
             f"overlap {overlap} needs a dask array with one block per padded tile. Labels from other sources have no "
             "margins: give overlap=0."
         )
+    source = GraphImage(labeled)
     halo = per_axis("overlap", overlap, source.shape, minimum=0)
     cores = [_core_extents(c, o) for c, o in zip(source.chunks, halo, strict=True)]
     if any(core < max(o, 1) for axis, o in zip(cores, halo, strict=True) if len(axis) > 1 for core in axis):
