@@ -210,6 +210,8 @@ def test_ids_beyond_what_floats_tell_apart_stay_apart() -> None:
 def test_time_and_channels_stay_apart_in_ome_zarr_labels(tmp_path: Path) -> None:
     labels = np.ones((3, 4, 4), np.int32)
     path = write_ome_zarr(tmp_path / "labels.zarr", [labels], "tyx", chunks=(1, 2, 2))
+    group = zarr.open_group(path, mode="r+")
+    group.attrs["ome"] = {**group.attrs["ome"], "image-label": {}}
     merged = merge_tile_labels(path, compute=True)
     assert len({frozenset(np.unique(frame).tolist()) for frame in merged}) == 3
     assert np.unique(merged).size == 3
@@ -276,6 +278,12 @@ def test_a_store_without_the_component_is_refused(tmp_path: Path, image: NDArray
     store = stored(tmp_path, labelled_by_tile(image, (12, 15)), "cells")
     with pytest.raises(ImageError, match="cells"):
         merge_tile_labels(store, input_component="nuclei")
+
+
+def test_an_image_is_not_taken_for_labels(tmp_path: Path) -> None:
+    path = write_ome_zarr(tmp_path / "image.zarr", [np.ones((4, 4), np.uint16)], "yx")
+    with pytest.raises(ImageError, match="There is no 'labels/typo'"):
+        merge_tile_labels(path, input_component="labels/typo")
 
 
 def test_labels_that_are_not_there_are_refused(tmp_path: Path) -> None:

@@ -556,3 +556,10 @@ def test_a_failed_run_without_finished_tiles_keeps_its_stage_if_asked_to(synchro
     with pytest.raises(TileError):
         blockbuster.tile_process(folder / "image.zarr", fail, compute=True, keep_stage=True)
     assert len(stages(folder)) == 1
+
+
+def test_a_stage_that_is_kept_outlives_a_resumed_call(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "image.zarr", data=np.eye(16, dtype=np.uint8), chunks=(8, 8))
+    for resume in (False, True):
+        blockbuster.label(tmp_path / "image.zarr", write_to=tmp_path / "o.zarr", keep_stage=True, resume=resume)
+        assert len(list(tmp_path.glob("o.zarr.labels.blockbuster-????????"))) == 1

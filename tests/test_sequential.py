@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from blockbuster import ImageError, ParameterError, relabel_sequential_array, relabel_sequential_zarr
+from blockbuster import ImageError, ParameterError, relabel_sequential_array, relabel_sequential_zarr, tile_process
 from blockbuster.outputs import Output
-from tests.helpers import digest, leftovers, nothing_computed
+from tests.helpers import assert_same_objects, components, digest, leftovers, nothing_computed
 from tests.strategies import chunkings
 
 UNSIGNED_AND_SIGNED = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
@@ -262,3 +262,24 @@ def test_a_group_is_refused(labels: NDArray[Any], tmp_path: Path) -> None:
     path = store(tmp_path, labels, "labels/cells", chunks=(8, 8))
     with pytest.raises(ImageError, match=r"zarr group.*cells"):
         relabel_sequential_zarr(path)
+
+
+def test_blocks_without_labels_stay_without(tmp_path: Path) -> None:
+    stored = zarr.create_array(
+        tmp_path / "labels.zarr", shape=(4,), chunks=(2,), dtype="i4", fill_value=7, config={"write_empty_chunks": True}
+    )
+    stored[...] = [0, 0, 5, 9]
+    assert relabel_sequential_zarr(tmp_path / "labels.zarr", "") == 2
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "labels.zarr")[...], [0, 0, 1, 2])
+
+
+def test_big_endian_labels_are_renumbered() -> None:
+    np.testing.assert_array_equal(relabel_sequential_array(np.array([0, 7, 5, 7], ">i4")), [0, 2, 1, 2])
+
+
+def test_lazy_results_are_renumbered() -> None:
+    image = (np.random.default_rng(0).random((30, 30)) < 0.4).astype(np.uint8)
+    labels = tile_process(image, components, tile_shape=(10, 10))
+    renumbered = relabel_sequential_array(labels).compute()
+    assert_same_objects(renumbered, labels.compute())
+    assert np.unique(renumbered[renumbered > 0]).tolist() == list(range(1, renumbered.max() + 1))

@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from zarrs import ZarrsCodecPipeline
+from zarrs.pipeline import ZarrsCodecPipeline
 
 import blockbuster
 from blockbuster.errors import OutputError
@@ -108,3 +108,10 @@ def test_fast_codecs_are_for_arrays_that_they_can_read(options: dict[str, Any], 
     assert isinstance(array.async_array.codec_pipeline, ZarrsCodecPipeline) == fast
     np.testing.assert_array_equal(array[...], values)
     np.testing.assert_array_equal(array[1:7:3, 2], values[1:7:3, 2])
+
+
+@pytest.mark.parametrize("opened", [str, zarr.open_array], ids=["path", "array"])
+def test_named_axes_of_an_array_keep_time_apart(opened: Callable[[Path], Any], tmp_path: Path) -> None:
+    still = np.ones((2, 4, 4), np.uint8)
+    zarr.create_array(tmp_path / "i.zarr", data=still, chunks=(1, 4, 4), dimension_names=["t", "y", "x"])
+    assert blockbuster.label(opened(tmp_path / "i.zarr"), compute=True).max() == 2

@@ -789,3 +789,40 @@ def test_make_local_cluster_listens_on_the_loopback_and_becomes_the_scheduler(im
     finally:
         client.close()
         cluster.close()
+
+
+def big_endian(block: NDArray[Any]) -> NDArray[Any]:
+    return components(block).astype(">u2")
+
+
+def test_labels_in_another_byte_order_are_taken() -> None:
+    image = (np.random.default_rng(0).random((20, 20)) < 0.4).astype(np.uint8)
+    labels = tile_process(image, big_endian, tile_shape=(7, 7), compute=True)
+    assert_same_objects(labels, components(image))
+
+
+def test_progress_over_chosen_tiles_ends_at_its_total() -> None:
+    seen: list[tuple[int, int]] = []
+    image = np.ones((40, 40), np.uint8)
+    tile_process(
+        image,
+        components,
+        tile_shape=(10, 10),
+        block_ids=[0, 1],
+        compute=True,
+        progress=lambda *counts: seen.append(counts),
+    )
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {done[-1]}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
+def test_the_automatic_threshold_is_that_of_the_estimate(kind: str, tmp_path: Path) -> None:
+    image = np.random.default_rng(3).integers(0, 200, (48, 48)).astype(np.uint8)
+    zarr.create_array(tmp_path / "image.zarr", data=image, chunks=(8, 8))
+    source: Any = {"numpy": image, "dask": da.from_array(image, chunks=8), "zarr": tmp_path / "image.zarr"}[kind]
+    options: dict[str, Any] = {"tile_shape": (8, 8), "overlap": 8}
+    tile_process(source, components, skip_empty=True, write_to=tmp_path / "labels.zarr", **options)
+    report = zarr.open_array(tmp_path / "labels.zarr", path="labels").attrs["blockbuster"]["report"]
+    assert report["empty_threshold"] == blockbuster.estimate_empty_tiles(source, **options).threshold

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 from blockbuster.errors import ParameterError
 from blockbuster.grid import per_axis
 
-__all__ = ["auto_tile_shape", "available_memory", "available_vram", "tile_bytes"]
+__all__ = ["auto_tile_shape", "available_memory", "available_vram", "cpu_count", "tile_bytes"]
 
 # Labels as the function returns them (int64 at the most), the narrow copy that is kept, and the final ones.
 _LABEL_BYTES = 8 + 4 + 4
@@ -89,7 +89,7 @@ def auto_tile_shape(
     (512, 512, 384)
     """
     shape = tuple(max(n, 1) for n in shape)
-    workers = n_workers or (1 if use_gpu else len(os.sched_getaffinity(0)))
+    workers = n_workers or (1 if use_gpu else cpu_count())
     limit = memory if memory is not None else int(_SHARE * (available_vram() if use_gpu else available_memory()))
     halo = per_axis("overlap", overlap, shape, minimum=0)
     steps = per_axis("chunks", chunks, shape, minimum=1) if chunks is not None else (1,) * len(shape)
@@ -120,6 +120,13 @@ def auto_tile_shape(
         else:
             tile = tuple(grown)
     return tuple(min(t, max(n, 1)) for t, n in zip(tile, shape, strict=True))
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available_memory() -> int:

@@ -16,6 +16,7 @@ import dask.multiprocessing
 import dask.threaded
 from dask.base import get_scheduler
 
+from blockbuster.budget import cpu_count
 from blockbuster.errors import SchedulerError, StageError
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def make_local_cluster(
     """
     from distributed import Client, LocalCluster
 
-    workers = n_workers or (1 if use_gpu else len(os.sched_getaffinity(0)))
+    workers = n_workers or (1 if use_gpu else cpu_count())
     options: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", **kwargs}
     if use_gpu:
         options["resources"] = {"GPU": threads_per_worker, **kwargs.get("resources", {})}

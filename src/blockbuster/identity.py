@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import types
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from dask.base import tokenize
+from dask.tokenize import TokenizationError
 
 __all__ = ["function_identity"]
 
@@ -37,7 +39,7 @@ def _name(function: Any) -> str:
     if isinstance(function, functools.partial):
         return f"partial of {_name(function.func)}"
     owner = function if hasattr(function, "__qualname__") else type(function)
-    return f"{owner.__module__}.{owner.__qualname__}"
+    return f"{getattr(owner, '__module__', None)}.{owner.__qualname__}"
 
 
 def _words(value: Any, seen: set[int]) -> Iterator[str]:
@@ -48,7 +50,7 @@ def _words(value: Any, seen: set[int]) -> Iterator[str]:
         seen.add(id(value))
         yield from _code_words(value.__code__)
         yield from _global_words(value, seen)
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        cells = list(_contents(value.__closure__ or ()))
         for part in [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *cells]:
             yield from _words(part, seen)
     elif isinstance(value, types.MethodType):
@@ -67,7 +69,22 @@ def _words(value: Any, seen: set[int]) -> Iterator[str]:
             yield key
             yield from _words(part, seen)
     else:
-        yield str(tokenize(value))
+        yield _token(value)
+
+
+def _contents(cells: tuple[types.CellType, ...]) -> Iterator[Any]:
+    for cell in cells:
+        # A cell is empty until its variable is set.
+        with contextlib.suppress(ValueError):
+            yield cell.cell_contents
+
+
+def _token(value: Any) -> str:
+    """A digest of a value, or its type where it has none that is the same each time."""
+    try:
+        return str(tokenize(value, ensure_deterministic=True))
+    except TokenizationError:
+        return _name(type(value))
 
 
 def _global_words(function: types.FunctionType, seen: set[int]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`label`: connected components of an array of any size; and renumbering of labels without gaps."""
+"""`label`: connected components of an array of any size."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def label(
     Returns
     -------
     labels : dask.array.Array or numpy.ndarray of `dtype`, shape of `image`
-        As in `tile_process`. Where the axes are known from OME-Zarr metadata, objects do not go on over time and
+        As in `tile_process`. Where the store names its axes, objects do not go on over time and
         channel; otherwise over all axes.
 
     Raises

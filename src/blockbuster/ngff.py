@@ -10,7 +10,7 @@ import zarr
 
 from blockbuster.errors import ImageError
 
-__all__ = ["Multiscale", "check_level", "pick_channel", "read_multiscale", "spatial_axes"]
+__all__ = ["Multiscale", "check_level", "holds_labels", "pick_channel", "read_multiscale", "spatial_axes"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ def read_multiscale(group: zarr.Group, path: str) -> Multiscale:
     return Multiscale(axes, components, channels, path)
 
 
+def holds_labels(group: zarr.Group) -> bool:
+    """Whether the metadata of a group say that it is a label image."""
+    attributes: Mapping[str, Any] = group.attrs.asdict()
+    return "image-label" in attributes.get("ome", attributes)
+
+
 def _axis_names(axes: Sequence[Any] | None, ndim: int) -> str:
     if axes is None:
         # Versions before 0.3 name no axes: they are always these.
@@ -129,4 +135,4 @@ def spatial_axes(axes: str | None, ndim: int) -> tuple[int, ...]:
     >>> spatial_axes("tczyx", 5), spatial_axes(None, 2)
     ((2, 3, 4), (0, 1))
     """
-    return tuple(axis for axis in range(ndim) if axes is None or axes[axis] not in "tc")
+    return tuple(axis for axis in range(ndim) if axes is None or axes[axis] not in "tcs")

@@ -87,19 +87,27 @@ def stopped_stages(folder: str | Path, manifest: Manifest) -> list[Stage]:
 def sweep(folder: str | Path, target: str) -> None:
     """Remove what runs to `target` had done with, or had only begun, when they were killed."""
     stage = f"{glob.escape(target)}.blockbuster-????????"
-    for begun in Path(folder).glob(stage):
+    for begun in filter(_is_ours, Path(folder).glob(stage)):
         if not (begun / "manifest.json").exists() and _age(begun) > _STALE and not _is_held(Stage(str(begun))):
             remove_folder(begun)
-    for doomed in [*Path(folder).glob(f"{stage}.removed-*"), *Path(folder).glob(f".{stage}.*.partial.replaced")]:
+    doomed_ones = [*Path(folder).glob(f"{stage}.removed-*"), *Path(folder).glob(f".{stage}.*.partial.replaced")]
+    for doomed in filter(_is_ours, doomed_ones):
         partial = doomed.with_suffix("") if doomed.suffix == ".replaced" else None
         if partial is None or not partial.exists():
             remove_folder(doomed)
 
 
+def _is_ours(path: Path) -> bool:
+    try:
+        return os.access(path, os.W_OK | os.X_OK)
+    except FileNotFoundError:
+        return False
+
+
 def _age(path: Path) -> float:
     try:
         return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return 0.0
 
 
@@ -107,8 +115,8 @@ def _stages(folder: str | Path, target: str) -> list[tuple[Stage, Manifest]]:
     found = []
     for path in Path(folder).glob(f"{glob.escape(target)}.blockbuster-????????"):
         stage = Stage(str(path))
-        # A stage may be removed by its run at any time.
-        with contextlib.suppress(FileNotFoundError):
+        # A stage may be removed by its run at any time, and may be that of another user.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             found.append(((path / "manifest.json").stat().st_mtime, stage, stage.manifest()))
     found.sort(key=lambda entry: entry[0])
     return [(stage, manifest) for _, stage, manifest in found if manifest["target"] == target]
@@ -156,6 +164,9 @@ def _is_held(stage: Stage) -> bool:
             return _has_holder(stage)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        # Another user's: not for us to use or to remove.
+        return True
 
 
 def _has_holder(stage: Stage) -> bool:

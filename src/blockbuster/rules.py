@@ -256,23 +256,21 @@ def _resolve_one(merge: OneRule, overlap: Sequence[int], axes: Sequence[int]) ->
     rule = _named(merge)
     if rule is None:
         return ()
-    if isinstance(rule, Where) and rule.axes is None:
-        # A seam without a halo has no strip: one rule for each kind of seam.
-        with_halo, bare = tuple(a for a in axes if overlap[a]), tuple(a for a in axes if not overlap[a])
-        return tuple(part for part in (rule.resolved("strip", with_halo), rule.resolved("plane", bare)) if part.axes)
     chosen = _checked_axes(rule, overlap, axes)
     if isinstance(rule, Touching):
-        check_connectivity(rule.connectivity, chosen)
+        _check_connectivity(rule.connectivity, chosen)
     if isinstance(rule, Overlapping | Contact) and not (isinstance(rule.iou, Real) and 0 <= rule.iou < 1):
         raise ParameterError(f"iou {rule.iou!r} must be at least 0 and below 1: a pair joins when it exceeds it.")
     if not chosen:
         return ()
     if isinstance(rule, Where):
-        return (rule.resolved("strip" if all(overlap[a] for a in chosen) else "plane", chosen),)
+        # A seam without a halo has no strip: one rule for each kind of seam.
+        with_halo, bare = tuple(a for a in chosen if overlap[a]), tuple(a for a in chosen if not overlap[a])
+        return tuple(part for part in (rule.resolved("strip", with_halo), rule.resolved("plane", bare)) if part.axes)
     return (replace(rule, axes=chosen),)
 
 
-def check_connectivity(connectivity: Any, axes: Sequence[int]) -> None:
+def _check_connectivity(connectivity: Any, axes: Sequence[int]) -> None:
     """Refuse what is no number of axes over which a step to a neighbour may go.
 
     Raises
@@ -319,7 +317,7 @@ def _checked_axes(
                 f"every axis {tuple(axes)} over which objects go on. Give overlap >= 1, or choose merge='contact'."
             )
         return with_halo
-    if any(not -ndim <= a < ndim for a in rule.axes):
+    if not isinstance(rule.axes, Sequence) or any(not -ndim <= a < ndim for a in rule.axes):
         raise ParameterError(f"axes {rule.axes} of the merge rule are not all axes of an image with {ndim} axes.")
     chosen = tuple(sorted({a % ndim for a in rule.axes}))
     bare = tuple(a for a in chosen if not overlap[a])

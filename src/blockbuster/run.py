@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import logging
 import os
 import tempfile
@@ -20,6 +21,7 @@ from numpy.typing import DTypeLike
 
 from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.errors import GeometryError, LabelOverflowError, ParameterError, SchedulerError
+from blockbuster.files import remove_folder
 from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
@@ -152,6 +154,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     show_lines(to.verbose)
     scheduler = active_scheduler()
     check_picklable(scheduler, "fn", plan.kernel)
+    check_picklable(scheduler, "merge", plan.rules)
     _check_gpu(plan, scheduler)
     manifest = plan.manifest(_target(to, plan))
     if to.write_to is not None:
@@ -162,7 +165,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     array, count = array_of(graph, plan.grid, plan.tiles, plan.dtype), scalar_of(graph, _n_objects)
     if not to.compute:
         return Outcome(array, count)
-    keys, total = {graph.key("stage"), graph.key("labels")}, 2 * len(plan.tiles)
+    keys, total = {graph.key("stage"), graph.key("labels")}, len(plan.tiles) + max(plan.grid.n_tiles, 1)
     with _eager(owner, job, scheduler), shown(to.progress, scheduler, keys, total):
         labels, n_objects = compute_arrays(array, count)
         return Outcome(labels, int(n_objects))
@@ -170,7 +173,8 @@ def execute(plan: Plan, to: Destination) -> Outcome:
 
 def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Scheduler) -> Outcome:
     """Run everything with a stored array as its sink."""
-    sweep(_stage_folder(to, None), manifest["target"])
+    for folder in {_stage_folder(to, None), to.root.parent}:
+        sweep(folder, manifest["target"])
     done = _done_before(plan, to, manifest)
     if done is not None:
         return done
@@ -190,6 +194,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
             report: Report = compute_value(graph, numbers)
         output.annotate({"blockbuster": _provenance(plan, manifest, report)})
         output.commit(overwrite=to.overwrite)
+        _discard_others(owner.stage, output)
     return Outcome(_lazily(output.root, output.component), report.n_objects)
 
 
@@ -314,6 +319,13 @@ def _partial_of(stage: Stage, output: Output, dtype: np.dtype[Any]) -> str:
     return os.path.join(folder, f".{os.path.basename(stage.path)}.{dtype}.partial")
 
 
+def _discard_others(stage: Stage, output: Output) -> None:
+    """Remove what earlier tries of the run with another dtype had begun to write."""
+    partial = Path(output.partial)
+    for other in partial.parent.glob(f".{glob.escape(os.path.basename(stage.path))}.*.partial"):
+        remove_folder(other)
+
+
 def _final_numbers(plan: Plan, final_grid: TileGrid) -> Sequence[int]:
     """Regions of the last step: those that meet a tile of the run."""
     if final_grid is plan.grid:
@@ -366,7 +378,7 @@ def _done_before(plan: Plan, to: Destination, manifest: Manifest) -> Outcome | N
     made: Any = {} if node is None else node.attrs.asdict().get("blockbuster", {})
     if made.get("run") != _result_id(plan, manifest):
         return None
-    for left in stopped_stages(_stage_folder(to, None), manifest):
+    for left in () if to.keep_stage else stopped_stages(_stage_folder(to, None), manifest):
         left.remove()
     return Outcome(_lazily(to.root, to.component), made["report"]["n_objects"])
 

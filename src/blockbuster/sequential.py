@@ -17,10 +17,11 @@ from dask.graph_manipulation import clone
 from numpy.typing import NDArray
 
 from blockbuster.errors import ImageError, ParameterError
-from blockbuster.graph import map_tiles, renumbered_blocks
+from blockbuster.graph import map_tiles, read_as_it_is, renumbered_blocks
 from blockbuster.grid import Tile, TileGrid
 from blockbuster.outputs import Output, plan_output
 from blockbuster.sources import StoredImage, open_source
+from blockbuster.stores import open_node
 
 __all__ = ["relabel_sequential_array", "relabel_sequential_zarr"]
 
@@ -36,7 +37,8 @@ def relabel_sequential_array(labels: Any) -> Any:
     Returns
     -------
     renumbered : dask.array.Array or numpy.ndarray, of the shape and dtype of `labels`
-        Lazy where `labels` is. The lazy one evaluates the blocks of `labels` twice, so as not to hold them all.
+        Lazy where `labels` is. The lazy one reads a store twice; of what is computed it holds all blocks until their
+        ids are known. For more than fits the memory, store the labels, and call `relabel_sequential_zarr`.
 
     Raises
     ------
@@ -52,9 +54,12 @@ def relabel_sequential_array(labels: Any) -> Any:
     """
     if isinstance(labels, da.Array):
         _check_integers(labels.dtype)
-        return renumbered_blocks(clone(labels), labels, unique_labels, _ranks, _renumber)
+        # Reading twice is cheaper than holding; computing twice is not.
+        first = clone(labels) if read_as_it_is(labels, zarr.Array) is not None else labels
+        return renumbered_blocks(first, labels, unique_labels, _ranks, _renumber)
     array = np.asarray(labels)
     _check_integers(array.dtype)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     ids = unique_labels(array)
     return _renumber(array, (ids, np.arange(1, ids.size + 1)))
 
@@ -99,16 +104,18 @@ def relabel_sequential_zarr(store: str | os.PathLike[str], component: str = "lab
     array([0, 2, 1, 2], dtype=int32)
     """
     path = Path(store, component.strip("/"))
+    array = open_node(str(path))
+    if not isinstance(array, zarr.Array):
+        names = ", ".join(sorted(name for name, _ in array.arrays())) or "none"
+        raise ImageError(f"{path} is a zarr group. Give the component of one of its arrays: {names}.")
     source = open_source(path, channel=None)
-    if not isinstance(source, StoredImage):
-        raise ImageError(f"{path} is not a zarr array.")
+    assert isinstance(source, StoredImage)
     _check_integers(source.dtype)
-    array = zarr.open_array(path, mode="r")
     grid = TileGrid.regular(source.shape, array.shards or array.chunks)
     found = map_tiles(functools.partial(_unique_of, source), grid, range(grid.n_tiles), None)
     ids = np.unique(np.concatenate([np.empty(0, source.dtype), *found]))
     if ids.size and int(ids[-1]) != ids.size:
-        _replace(Path(store), component, source, grid, ids)
+        _replace(Path(store), component, source, grid, ids, int(array.fill_value or 0))
     return int(ids.size)
 
 
@@ -127,14 +134,16 @@ def unique_labels(labels: NDArray[Any]) -> NDArray[Any]:
     return inside
 
 
-def _replace(root: Path, component: str, source: StoredImage, grid: TileGrid, ids: NDArray[Any]) -> None:
+def _replace(
+    root: Path, component: str, source: StoredImage, grid: TileGrid, ids: NDArray[Any], fill_value: int
+) -> None:
     output = plan_output(root, component, overwrite=True, inputs=[])
     os.makedirs(output.partial)
     try:
         for name in ("zarr.json", ".zarray", ".zattrs"):
             if (output.path / name).exists():
                 shutil.copy2(output.path / name, output.partial)
-        map_tiles(_Renumbering(source, output, ids), grid, range(grid.n_tiles), None)
+        map_tiles(_Renumbering(source, output, ids, fill_value), grid, range(grid.n_tiles), None)
     except BaseException:
         output.discard()
         raise
@@ -146,11 +155,12 @@ class _Renumbering:
     source: StoredImage
     output: Output
     ids: NDArray[Any]
+    fill_value: int
 
     def __call__(self, tile: Tile, _block: object) -> None:
         block = self.source.read(tile.core)
         own = unique_labels(block)
-        if own.size:
+        if own.size or self.fill_value != 0:
             self.output.write(tile.core, _renumber(block, (own, np.searchsorted(self.ids, own) + 1)))
 
 

@@ -23,6 +23,7 @@ from blockbuster.stores import (
     StoreRef,
     TiffRef,
     absolute_path,
+    is_tiff,
     open_node,
     read_region,
     read_tiff_form,
@@ -205,7 +206,7 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, pl
     if isinstance(image, da.Array):
         return _from_dask(image)
     if isinstance(image, zarr.Array):
-        return _stored(reference(image), image, None, (None,) * image.ndim)
+        return _stored(reference(image), image, _dimension_names(image), (None,) * image.ndim)
     if isinstance(image, str | os.PathLike):
         return _from_path(os.fspath(image), channel, level, plain_level)
     if isinstance(image, zarr.Group):
@@ -242,7 +243,7 @@ def _from_dask(array: da.Array) -> Image:
 
 def _from_path(path: str, channel: int | str | None, level: int, plain_level: bool) -> Image:
     path = absolute_path(path)
-    if path.lower().endswith((".tif", ".tiff")):
+    if is_tiff(path):
         return _from_tiff(path, channel, 0 if plain_level else level)
     node = open_node(path)
     if isinstance(node, zarr.Array):

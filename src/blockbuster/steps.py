@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,8 @@ Records: TypeAlias = Callable[[int], TileRecord]
 # Above this share of labels at the outer edge of what their tile has read, the overlap is likely too small.
 _REACHING_SHARE = 0.5
 _TAKE = 1 << 16
+# Bytes that a thread keeps from one tile to the next, and after the last.
+_SCRATCH = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Report:
 def sample(image: StoredImage | None, tile: Tile, *blocks: NDArray[Any]) -> NDArray[Any]:
     """A few voxels of a tile, for the threshold of empty tiles."""
     with _blaming(tile, "reading the image"):
-        return thinned(blocks[0] if image is None else image.read(tile.core))
+        return thinned(blocks[0] if image is None else image.read(tile.padded))
 
 
 def begin(job: Job, holder: Holder, samples: list[NDArray[Any]]) -> Job:
@@ -337,7 +340,7 @@ def _checked(made: TileLabels, shape: tuple[int, ...]) -> TileLabels:
         raise ValueError(
             f"the function returned the label {labels.min()}; labels must not be negative, 0 is background."
         )
-    return made
+    return replace(made, labels=labels.astype(labels.dtype.newbyteorder("="), copy=False))
 
 
 def _record(job: Job, tile: Tile, made: TileLabels) -> tuple[dict[str, int], dict[str, NDArray[Any]]]:
@@ -446,7 +449,9 @@ _buffers = threading.local()
 
 def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An array that this thread may use until it asks for another: fresh pages are what costs time."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
+    if size > _SCRATCH:
+        return np.empty(shape, dtype)
     if getattr(_buffers, "bytes", np.empty(0, np.uint8)).size < size:
         _buffers.bytes = np.empty(size, np.uint8)
     held: NDArray[np.uint8] = _buffers.bytes

@@ -37,6 +37,7 @@ __all__ = [
     "StoreRef",
     "TiffRef",
     "absolute_path",
+    "is_tiff",
     "local_path",
     "open_node",
     "read_tiff_form",
@@ -193,6 +194,11 @@ def _opened_tiff(ref: TiffRef) -> Readable:
     array = zarr.open_array(store, mode="r")
     weakref.finalize(array, store.close)
     return array
+
+
+def is_tiff(path: str) -> bool:
+    """Whether a path is that of a TIFF, by its name."""
+    return path.lower().endswith((".tif", ".tiff"))
 
 
 def read_tiff_form(path: str) -> tuple[str, int]:

@@ -7,22 +7,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from pathlib import Path
 from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
+import zarr
 from numpy.typing import DTypeLike, NDArray
 
-from blockbuster.errors import GeometryError, ParameterError
+from blockbuster.errors import GeometryError, ImageError, ParameterError
 from blockbuster.grid import TileGrid, per_axis
 from blockbuster.identity import function_identity
-from blockbuster.ngff import spatial_axes
+from blockbuster.ngff import holds_labels, spatial_axes
+from blockbuster.outputs import component_path
 from blockbuster.progress import Progress
 from blockbuster.rules import Merge, resolve_merge
 from blockbuster.run import Destination, Plan, check_block_ids, check_dtype, execute
 from blockbuster.sources import GraphImage, Image, open_source
 from blockbuster.steps import TileLabels
+from blockbuster.stores import absolute_path, is_tiff, open_node
 from blockbuster.tiling import TileShape, make_grid
 
 __all__ = ["merge_tile_labels", "tile_process"]
@@ -78,7 +80,8 @@ def tile_process(
         tile and `overlap` voxels around it, clipped at the border of the image, never mirrored. Must be picklable to
         leave this process.
     tile_shape : None, tuple of int, "auto" or callable
-        Voxels per tile and axis. None: the chunks of the image. "auto": what fits the memory, see `auto_tile_shape`.
+        Voxels per tile and axis. None: the chunks of the image. "auto": what fits the memory that is free now, see
+        `auto_tile_shape`; not for runs that are to be resumed.
         A callable gets ``(shape, dtype)``.
     overlap : int or tuple of int, default 0
         Voxels read beyond each side of a tile; trimmed from the result. An int is 0 on axes where the tile is one
@@ -117,7 +120,8 @@ def tile_process(
         connected components, but on dense instances it chains whole tissues into one object. "iou": that both
         tiles drew the voxels next to the border alike; right for instance segmenters, needs an overlap. "contact": that
         their footprints on the two sides of the border agree. None: nothing does. See `Touching`, `Overlapping` and
-        `Contact` for their settings, `Where` for functions. Objects never merge over time or channel.
+        `Contact` for their settings, `Where` for functions. Where the axes are known, objects never merge over time or
+        channel.
     dtype : dtype, default "int32"
         Of the labels, an integer type.
     block_ids : sequence of int, optional
@@ -228,7 +232,8 @@ def merge_tile_labels(
     write_to : path, optional
         As in `tile_process`.
     input_component : str, default "labels"
-        For paths: the labels within the store; ignored where the path is that of an array.
+        For paths: the labels within the store; ignored where the path is that of an array or of an OME-Zarr label
+        image.
     output_component : str, default "labels"
         As in `tile_process`.
     overlap : int or tuple of int, default 0
@@ -271,8 +276,13 @@ def merge_tile_labels(
         raise ParameterError(
             f"labeled has dtype {source.dtype}. Labels are integers: label a mask with blockbuster.label."
         )
-    if np.any(per_axis("overlap", overlap, source.shape, minimum=0)):
-        source, grid = _padded_blocks(labeled, overlap)
+    halo = per_axis("overlap", overlap, source.shape, minimum=0)
+    if any(halo):
+        if tile_shape is not None:
+            raise ParameterError(
+                f"tile_shape {tile_shape!r} has no effect with overlap {overlap}: each block is a tile."
+            )
+        source, grid = _padded_blocks(labeled, overlap, halo)
     else:
         grid = make_grid(source, tile_shape, 0)
     plan = Plan(
@@ -310,11 +320,18 @@ def _as_it_is(block: NDArray[Any]) -> NDArray[Any]:
 def _labels_of(labeled: Any, component: str) -> Image:
     if not isinstance(labeled, str | os.PathLike):
         return open_source(labeled)
-    within = Path(labeled, component)
-    return open_source(within if within.exists() else labeled, channel=None)
+    path = absolute_path(os.fspath(labeled))
+    node = None if is_tiff(path) else open_node(path)
+    if not isinstance(node, zarr.Group) or holds_labels(node):
+        return open_source(path, channel=None)
+    component = component_path(component)
+    if component not in node:
+        names = ", ".join(sorted(name for name, _ in node.members())) or "nothing"
+        raise ImageError(f"There is no {component!r} in {path}, which holds {names}. Give one of them.")
+    return open_source(f"{path}/{component}".rstrip("/"), channel=None)
 
 
-def _padded_blocks(labeled: Any, overlap: int | Sequence[int]) -> tuple[Image, TileGrid]:
+def _padded_blocks(labeled: Any, overlap: int | Sequence[int], halo: tuple[int, ...]) -> tuple[Image, TileGrid]:
     """The image that blocks with margins stand for, and the grid of their cores."""
     if not isinstance(labeled, da.Array):
         raise ParameterError(
@@ -322,7 +339,6 @@ def _padded_blocks(labeled: Any, overlap: int | Sequence[int]) -> tuple[Image, T
             "margins: give overlap=0."
         )
     source = GraphImage(labeled)
-    halo = per_axis("overlap", overlap, source.shape, minimum=0)
     cores = [_core_extents(c, o) for c, o in zip(source.chunks, halo, strict=True)]
     if any(core < max(o, 1) for axis, o in zip(cores, halo, strict=True) if len(axis) > 1 for core in axis):
         raise GeometryError(
