@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         image, _ = store_problem("tiny", n_side * TILE, TILE, Path(folder))
         print(f"{n_side**2} tiles of {TILE} x {TILE}; milliseconds per tile, the best of {options.rounds}\n")
-        print("| | graph | end to end |\n|---|---|---|")
+        print("| | graph, ms | end to end, ms |\n|---|---|---|")
         with dask.config.set(scheduler="threads", num_workers=N_THREADS):
             _row(f"{N_THREADS} threads", n_side, image, Path(folder), options.rounds)
         with blockbuster.make_local_cluster(n_workers=2):
