@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +118,30 @@ def test_named_axes_of_an_array_keep_time_apart(opened: Callable[[Path], Any], t
     still = np.ones((2, 4, 4), np.uint8)
     zarr.create_array(tmp_path / "i.zarr", data=still, chunks=(1, 4, 4), dimension_names=["t", "y", "x"])
     assert blockbuster.label(opened(tmp_path / "i.zarr"), compute=True).max() == 2
+
+
+@pytest.fixture
+def served(store: Path) -> Iterator[str]:
+    """The URL of the folder of the store, on this machine only."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(store.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_image_is_read_from_a_url(served: str, store: Path, tmp_path: Path) -> None:
+    by_url = blockbuster.label(f"{served}/image.zarr", write_to=tmp_path / "labels.zarr")
+    np.testing.assert_array_equal(by_url.compute(), blockbuster.label(store, compute=True))
+
+
+def test_a_file_url_is_a_path(store: Path) -> None:
+    by_url = blockbuster.label(store.as_uri(), compute=True)
+    np.testing.assert_array_equal(by_url, blockbuster.label(store, compute=True))
