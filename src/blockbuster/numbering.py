@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from blockbuster.grid import Region
 
-__all__ = ["LocalLabels", "first_voxels", "number_locally"]
+__all__ = ["LocalLabels", "first_voxels", "labels_in", "number_locally"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def number_locally(labels: NDArray[Any], core: Region, n: int | None) -> LocalLa
     all_core = labels[core].shape == labels.shape
     if n is not None and all_core:
         return LocalLabels(_narrow(labels, n), n, 0, None)
-    ids = _unique(labels[core])
-    ghosts = ids[:0] if all_core else np.setdiff1d(_unique(labels), ids, assume_unique=True)
+    ids = labels_in(labels[core])
+    ghosts = ids[:0] if all_core else np.setdiff1d(labels_in(labels), ids, assume_unique=True)
     if ids.size and not ghosts.size and int(ids[-1]) == ids.size:
         return LocalLabels(_narrow(labels, ids.size), ids.size, 0, None)
     return LocalLabels(_renumbered(labels, np.concatenate([ids, ghosts])), ids.size, ghosts.size, ids)
@@ -104,8 +104,9 @@ def _candidates(rows: NDArray[Any], before: NDArray[Any]) -> tuple[NDArray[np.in
     return place, rows.reshape(-1)[place]
 
 
-def _unique(labels: NDArray[Any]) -> NDArray[Any]:
-    found = fastremap.unique(np.ascontiguousarray(labels))
+def labels_in(labels: NDArray[Any]) -> NDArray[Any]:
+    """The labels of an array but 0, ascending."""
+    found = fastremap.unique(np.ascontiguousarray(labels)) if labels.size else labels.reshape(-1)
     inside: NDArray[Any] = found[found != 0]
     return inside
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
-import fastremap
 import numpy as np
 import zarr
 from dask.graph_manipulation import clone
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from blockbuster.errors import ImageError, ParameterError
 from blockbuster.graph import map_tiles, read_as_it_is, renumbered_blocks
 from blockbuster.grid import Tile, TileGrid
+from blockbuster.numbering import labels_in
 from blockbuster.outputs import Output, plan_output
 from blockbuster.sources import StoredImage, open_source
 from blockbuster.stores import open_node
@@ -127,11 +127,10 @@ def unique_labels(labels: NDArray[Any]) -> NDArray[Any]:
     ValueError
         If one is negative.
     """
-    found = fastremap.unique(np.ascontiguousarray(labels)) if labels.size else labels.reshape(-1)
+    found = labels_in(labels)
     if found.size and found[0] < 0:
         raise ValueError(f"The label {found[0]} is negative. Labels are positive, 0 is background.")
-    inside: NDArray[Any] = found[found != 0]
-    return inside
+    return found
 
 
 def _replace(
