@@ -96,12 +96,11 @@ def relabel_sequential_zarr(store: str | os.PathLike[str], component: str = "lab
     Examples
     --------
     >>> import tempfile, zarr
-    >>> store = tempfile.mkdtemp()
-    >>> zarr.save(store, labels=np.array([0, 70, 50, 70], np.int32))
-    >>> relabel_sequential_zarr(store)
-    2
-    >>> zarr.open(store)["labels"][:]
-    array([0, 2, 1, 2], dtype=int32)
+    >>> with tempfile.TemporaryDirectory() as store:
+    ...     zarr.save(store, labels=np.array([0, 70, 50, 70], np.int32))
+    ...     n = relabel_sequential_zarr(store)
+    ...     print(n, zarr.open(store)["labels"][:])
+    2 [0 2 1 2]
     """
     path = Path(store, component.strip("/"))
     array = open_node(str(path))
