@@ -383,7 +383,7 @@ def test_a_group_without_ome_metadata_names_its_arrays(folder: Path, seen: Seen)
     group = zarr.create_group(folder / "g.zarr")
     group.create_array("b", data=np.zeros(3))
     group.create_array("a", data=np.zeros(3))
-    with pytest.raises(ImageError, match=r"g\.zarr is a zarr group without OME-Zarr metadata.*its arrays: a, b"):
+    with pytest.raises(ImageError, match=r"g\.zarr is a zarr group without OME-Zarr metadata, with the arrays a, b"):
         seen(folder / "g.zarr")
     with pytest.raises(ImageError, match=r"is a zarr group\. Give its path, or one of its arrays"):
         seen(group)

@@ -16,10 +16,14 @@ from blockbuster.errors import (
     StageError,
     TileError,
 )
+from blockbuster.images import OpenedImage, load_ome_zarr, open_image
 from blockbuster.labels import label
+from blockbuster.pyramid import downsample
 from blockbuster.rules import Contact, Overlapping, Touching, Where
 from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
 from blockbuster.tiles import merge_tile_labels, tile_process
+from blockbuster.transfer import copy
+from blockbuster.writing import pyramid, write_image, write_labels
 
 __version__ = "0.1.0"
 
@@ -30,6 +34,7 @@ __all__ = [
     "GeometryError",
     "ImageError",
     "LabelOverflowError",
+    "OpenedImage",
     "OutputError",
     "OutputExistsError",
     "Overlapping",
@@ -41,11 +46,18 @@ __all__ = [
     "Touching",
     "Where",
     "auto_tile_shape",
+    "copy",
+    "downsample",
     "estimate_empty_tiles",
     "label",
+    "load_ome_zarr",
     "make_local_cluster",
     "merge_tile_labels",
+    "open_image",
+    "pyramid",
     "relabel_sequential_array",
     "relabel_sequential_zarr",
     "tile_process",
+    "write_image",
+    "write_labels",
 ]

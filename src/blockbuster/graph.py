@@ -12,6 +12,7 @@ pass on counts and pairs of labels, never voxels: these go through the stage.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import uuid
@@ -33,9 +34,13 @@ from blockbuster.grid import Region, Tile, TileGrid, region_shape
 
 __all__ = [
     "Blocks",
+    "Input",
+    "Pass",
+    "PassesGraph",
     "RunGraph",
     "Steps",
     "array_of",
+    "array_of_tiles",
     "compute_arrays",
     "compute_value",
     "map_tiles",
@@ -153,7 +158,7 @@ def run_graph(
     ]
 
     def blocks(block_id: int) -> list[Any]:
-        return [block(grid.tile(block_id)) for block in given] if given else []
+        return [block(tile, tile.padded) for tile in [grid.tile(block_id)] for block in given] if given else []
 
     inputs = set(layers)
     sample_name, stage_name, scan_name = f"sample-{token}", f"stage-{token}", f"scan-{token}"
@@ -231,6 +236,84 @@ def compute_arrays(*arrays: da.Array) -> tuple[NDArray[Any], ...]:
     return computed
 
 
+@dataclass(frozen=True)
+class Input:
+    """What the tasks of a pass are given of an image that they do not read themselves.
+
+    Attributes
+    ----------
+    image : ndarray, dask array or Blocks
+        The image.
+    region : callable
+        ``tile -> region`` of the image.
+    """
+
+    image: NDArray[Any] | da.Array | Blocks
+    region: Callable[[Tile], Region] = operator.attrgetter("padded")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One task for each of some tiles.
+
+    Attributes
+    ----------
+    function : callable
+        ``(tile, *blocks) -> value``, one block for each input.
+    block_ids : sequence of int
+        Which tiles of the grid.
+    needs : callable, optional
+        ``tile -> block ids``: which tiles of the pass before must be done.
+    """
+
+    function: Callable[..., Any]
+    grid: TileGrid
+    block_ids: Sequence[int]
+    inputs: Sequence[Input] = ()
+    needs: Callable[[Tile], Sequence[int]] | None = None
+
+
+class PassesGraph:
+    """The graph of passes of which each may need tiles of the one before.
+
+    Attributes
+    ----------
+    keys : set of str
+        Names of the keys of the tiles.
+    """
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self._layers: dict[str, Any] = {}
+        self._dependencies: dict[str, set[str]] = {}
+        self._end = f"end-{uuid.uuid4().hex}"
+        self._names = [f"tiles{number}-{uuid.uuid4().hex}" for number in range(len(passes))]
+        for number, one in enumerate(passes):
+            self._add(one, self._names[number], self._names[number - 1] if number else None)
+        done = List(*(TaskRef(key) for name in self._names for key in self._layers[name]))
+        self._layers[self._end] = {self._end: Task(self._end, list, done)}
+        self._dependencies[self._end] = set(self._names)
+
+    @property
+    def keys(self) -> set[str]:
+        """Names of the keys of the tiles."""
+        return set(self._names)
+
+    def compute(self) -> list[Any]:
+        """Run all; returns the values, pass by pass."""
+        values: list[Any] = Delayed(self._end, HighLevelGraph(self._layers, self._dependencies)).compute()
+        return values
+
+    def _add(self, one: Pass, name: str, before: str | None) -> None:
+        task = _pass_tasks(one, name, self._layers, self._dependencies)
+        done = self._layers[before] if before is not None else {}
+        layer: Layer = {}
+        for tile in map(one.grid.tile, one.block_ids):
+            needed = [(before, n) for n in one.needs(tile)] if one.needs is not None else []
+            layer[name, tile.block_id] = task((name, tile.block_id), tile, [key for key in needed if key in done])
+        self._dependencies[name] = set(self._layers)
+        self._layers[name] = layer
+
+
 def map_tiles(
     function: Callable[[Tile, NDArray[Any] | None], Any],
     grid: TileGrid,
@@ -250,21 +333,50 @@ def map_tiles(
     image : ndarray, dask array, Blocks or None
         What is not stored.
     """
-    token = uuid.uuid4().hex
-    name, shared, end = f"map-{token}", f"function-{token}", f"end-{token}"
-    layers: dict[str, Any] = {shared: {shared: DataNode(shared, function)}}
-    dependencies: dict[str, set[str]] = {shared: set()}
-    block = _giver(image, f"pieces-{token}", layers, dependencies) if image is not None else None
-    mapped: Layer = {}
-    for tile in map(grid.tile, block_ids):
-        key = (name, tile.block_id)
-        mapped[key] = Task(key, _call, TaskRef(shared), tile, block(tile) if block is not None else None)
+    inputs = [] if image is None else [Input(image)]
+    given = function if inputs else functools.partial(_without_block, function)
+    return PassesGraph([Pass(given, grid, block_ids, inputs)]).compute()
+
+
+def array_of_tiles(one: Pass, dtype: np.dtype[Any]) -> da.Array:
+    """The lazy array of the blocks that a pass makes: tiles not in its `block_ids` are 0."""
+    name = f"tiles-{uuid.uuid4().hex}"
+    layers: dict[str, Any] = {}
+    dependencies: dict[str, set[str]] = {}
+    task = _pass_tasks(one, name, layers, dependencies)
+    wanted = set(one.block_ids)
+    blocks: Layer = {}
+    for number, index in enumerate(itertools.product(*(range(len(c)) for c in one.grid.chunks))):
+        key = (name, *index)
+        if 0 in one.grid.shape or number not in wanted:
+            shape = tuple(c[i] for c, i in zip(one.grid.chunks, index, strict=True))
+            blocks[key] = Task(key, np.zeros, shape, dtype)
+        else:
+            blocks[key] = task(key, one.grid.tile(number), [])
     dependencies[name] = set(layers)
-    layers[name] = mapped
-    layers[end] = {end: Task(end, list, List(*(TaskRef(key) for key in mapped)))}
-    dependencies[end] = {name}
-    values: list[Any] = Delayed(end, HighLevelGraph(layers, dependencies)).compute()
-    return values
+    layers[name] = blocks
+    return da.Array(HighLevelGraph(layers, dependencies), name, one.grid.chunks, dtype=dtype)
+
+
+def _pass_tasks(
+    one: Pass, name: str, layers: dict[str, Any], dependencies: dict[str, set[str]]
+) -> Callable[[Any, Tile, Sequence[Any]], Task]:
+    """What makes the task of a tile: ``(key, tile, keys to wait for) -> task``; adds to the graph what all share."""
+    shared = f"function-{name}"
+    layers[shared] = {shared: DataNode(shared, one.function)}
+    dependencies[shared] = set()
+    givers = [
+        (_giver(source.image, f"pieces{number}-{name}", layers, dependencies), source.region)
+        for number, source in enumerate(one.inputs)
+    ]
+
+    def task(key: Any, tile: Tile, after: Sequence[Any]) -> Task:
+        blocks = [block(tile, region(tile)) for block, region in givers]
+        if after:
+            return Task(key, _after, List(*map(TaskRef, after)), _call, TaskRef(shared), tile, *blocks)
+        return Task(key, _call, TaskRef(shared), tile, *blocks)
+
+    return task
 
 
 def renumbered_blocks(
@@ -342,26 +454,30 @@ def _scalar(value: Any, function: Callable[[Any], int]) -> NDArray[np.int64]:
     return np.array(function(value), np.int64)
 
 
+def _without_block(function: Callable[[Tile, None], Any], tile: Tile) -> Any:
+    return function(tile, None)
+
+
 def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
 def _giver(
     image: NDArray[Any] | da.Array | Blocks, name: str, layers: dict[str, Any], dependencies: dict[str, set[str]]
-) -> Callable[[Tile], Any]:
-    """What gives a task the padded region of a tile; adds to the graph what that takes."""
+) -> Callable[[Tile, Region], Any]:
+    """What gives the task of a tile a region of an image; adds to the graph what that takes."""
     if isinstance(image, np.ndarray):
-        return lambda tile: image[tile.padded]
+        return lambda _tile, region: image[region]
     (optimized,) = optimize(image.array if isinstance(image, Blocks) else image)
     source = HighLevelGraph.from_collections(f"source-{name}", {}, dependencies=[optimized])
     layers.update(source.layers)
     dependencies.update(source.dependencies)
     if isinstance(image, Blocks):
-        return lambda tile: TaskRef((optimized.name, *tile.index))
+        return lambda tile, _region: TaskRef((optimized.name, *tile.index))
     pieces = _Pieces(optimized, name)
     layers[name] = pieces.parts
     dependencies[name] = set(source.layers)
-    return pieces.block
+    return lambda _tile, region: pieces.block(region)
 
 
 def _scan_layer(
@@ -407,15 +523,15 @@ class _Pieces:
         self._name = name
         self._bounds = [tuple(itertools.accumulate(c, initial=0)) for c in image.chunks]
 
-    def block(self, tile: Tile) -> Task:
-        """A task that puts the padded region of `tile` together."""
+    def block(self, wanted: Region) -> Task:
+        """A task that puts a region of the image together."""
         ranges = [
             [i for i, (lo, hi) in enumerate(itertools.pairwise(cuts)) if lo < s.stop and hi > s.start]
-            for cuts, s in zip(self._bounds, tile.padded, strict=True)
+            for cuts, s in zip(self._bounds, wanted, strict=True)
         ]
-        placed = [self._placed(index, tile.padded) for index in itertools.product(*ranges)]
-        regions = [region for region, _ in placed]
-        return Task(None, _assemble, tile.padded_shape, self._image.dtype, regions, List(*(ref for _, ref in placed)))
+        placed = [self._placed(index, wanted) for index in itertools.product(*ranges)]
+        regions, parts = [region for region, _ in placed], List(*(ref for _, ref in placed))
+        return Task(None, _assemble, region_shape(wanted), self._image.dtype, regions, parts)
 
     def _placed(self, index: tuple[int, ...], padded: Region) -> tuple[Region, TaskRef]:
         block = [(cuts[i], cuts[i + 1]) for cuts, i in zip(self._bounds, index, strict=True)]

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from blockbuster.components import block_components
+from blockbuster.destination import Destination
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.ngff import spatial_axes
 from blockbuster.numbering import first_voxels
 from blockbuster.progress import Progress
 from blockbuster.rules import Touching, resolve_merge
-from blockbuster.run import Destination, Plan, check_block_ids, check_dtype, execute
+from blockbuster.run import Plan, check_dtype, execute
 from blockbuster.sources import Image, open_source
 from blockbuster.steps import TileLabels
-from blockbuster.tiling import TileShape, make_grid
+from blockbuster.tiling import TileShape, check_block_ids, make_grid
 
 __all__ = ["label"]
 

@@ -1,47 +1,148 @@
-"""The metadata of OME-Zarr, 0.4 and 0.5: axes, channels, levels."""
+"""The metadata of OME-Zarr, 0.4 and 0.5: axes, units, levels with their scales and translations, channels, labels.
+
+https://ngff.openmicroscopy.org/0.4/ and /0.5/. In 0.4 they are attributes of a zarr group of format 2, in 0.5 they are
+under "ome" in those of a group of format 3.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import zarr
 
-from blockbuster.errors import ImageError
+from blockbuster.encoding import ZarrFormat
+from blockbuster.errors import GeometryError, ImageError, ParameterError
 
-__all__ = ["Multiscale", "check_level", "holds_labels", "pick_channel", "read_multiscale", "spatial_axes"]
+__all__ = [
+    "Level",
+    "Multiscale",
+    "Version",
+    "axes_for",
+    "check_level",
+    "check_version",
+    "converted_attributes",
+    "format_for",
+    "holds_labels",
+    "image_attributes",
+    "image_node",
+    "label_attributes",
+    "ome_attributes",
+    "pick_channel",
+    "read_multiscale",
+    "spatial_axes",
+    "unit_name",
+    "version_for",
+]
+
+Version: TypeAlias = Literal["0.4", "0.5"]
+Attributes: TypeAlias = dict[str, Any]
+
+_FORMATS: dict[str, ZarrFormat] = {"0.4": 2, "0.5": 3}
+_KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+_ORDER = "tczyx"
+_DEFAULT_AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
+_PREFIXES = {
+    "y": "yocto", "z": "zepto", "a": "atto", "f": "femto", "p": "pico", "n": "nano", "u": "micro", "µ": "micro",
+    "μ": "micro", "m": "milli", "c": "centi", "d": "deci", "da": "deca", "h": "hecto", "k": "kilo", "M": "mega",
+    "G": "giga", "T": "tera", "P": "peta", "E": "exa", "Z": "zetta", "Y": "yotta",
+}  # fmt: skip
+_BASES = {"m": "meter", "metre": "meter", "s": "second", "sec": "second"}
+_WORDS = {
+    "micron": "micrometer", "microns": "micrometer", "Å": "angstrom", "in": "inch", "ft": "foot", "yd": "yard",
+    "mi": "mile", "min": "minute", "h": "hour", "d": "day",
+}  # fmt: skip
+_SPACE = {"angstrom", "foot", "inch", "mile", "parsec", "yard", "meter", *(f"{p}meter" for p in _PREFIXES.values())}
+_TIME = {"day", "hour", "minute", "second", *(f"{p}second" for p in _PREFIXES.values())}
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a pyramid.
+
+    Attributes
+    ----------
+    path : str
+        Of the array within the group of the image.
+    scale : tuple of float
+        Distance of neighbouring voxels, in the unit of each axis.
+    translation : tuple of float
+        Centre of the first voxel, in the unit of each axis.
+    """
+
+    path: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Multiscale:
-    """What the metadata of an image tells.
+    """What the metadata of an image tell.
 
     Attributes
     ----------
     axes : str
         One lower-case letter per axis, "tczyx".
-    components : tuple of str
-        Path of each level within the group, the finest first.
-    channels : tuple of str
-        Names of the channels, as far as they are known.
+    units : tuple of (str or None)
+        Of the scales of the axes, as UDUNITS names them: "micrometer".
+    levels : tuple of Level
+        The finest first.
+    channels : tuple of mapping
+        What "omero" keeps of each channel: label, color, window.
+    path : str
+        Of the group, for messages.
+    component : str
+        Path of the group within what was opened.
+    label : mapping or None
+        What "image-label" keeps, for labels.
     """
 
     axes: str
-    components: tuple[str, ...]
-    channels: tuple[str, ...]
-    path: str
+    units: tuple[str | None, ...]
+    levels: tuple[Level, ...]
+    path: str = ""
+    component: str = ""
+    name: str = ""
+    version: str = "0.5"
+    channels: tuple[Mapping[str, Any], ...] = ()
+    label: Mapping[str, Any] | None = None
 
-    def component(self, level: int) -> str:
-        """Path of one level.
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels, as far as they are known."""
+        return tuple(str(channel.get("label", "")) for channel in self.channels)
+
+    def level(self, number: Any) -> Level:
+        """One level.
 
         Raises
         ------
         ImageError
             If there is no such level.
         """
-        check_level(level, len(self.components), self.path)
-        return self.components[level]
+        check_level(number, len(self.levels), self.path)
+        return self.levels[int(number)]
+
+    def less_channel(self) -> Multiscale:
+        """The same without the channel axis: the frame of labels."""
+        if "c" not in self.axes:
+            return self
+        keep = [axis for axis, name in enumerate(self.axes) if name != "c"]
+        levels = tuple(
+            replace(one, scale=_picked(one.scale, keep), translation=_picked(one.translation, keep))
+            for one in self.levels
+        )
+        axes, units = "".join(self.axes[axis] for axis in keep), _picked(self.units, keep)
+        return replace(self, axes=axes, units=units, levels=levels, channels=())
+
+
+def _picked(values: Sequence[Any], keep: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(values[axis] for axis in keep)
+
+
+# Reading
 
 
 def check_level(level: Any, n_levels: int, path: str) -> None:
@@ -56,42 +157,146 @@ def check_level(level: Any, n_levels: int, path: str) -> None:
         raise ImageError(f"level {level!r} was asked for, but {path} has levels 0..{n_levels - 1}.")
 
 
-def read_multiscale(group: zarr.Group, path: str) -> Multiscale:
-    """The first multiscale image of a group.
+def ome_attributes(node: zarr.Array[Any] | zarr.Group) -> Mapping[str, Any]:
+    """The attributes of a node that are those of OME-Zarr, whatever the version."""
+    attributes: Mapping[str, Any] = node.attrs.asdict()
+    ome: Mapping[str, Any] = attributes.get("ome", attributes)
+    return ome
+
+
+def image_node(group: zarr.Group, path: str) -> tuple[zarr.Array[Any] | zarr.Group, str]:
+    """What to take for the image of a group, and its path within: an image, or the only thing that can be meant.
 
     Raises
     ------
     ImageError
-        If the group has none.
+        If several can be meant: names them.
     """
-    attributes: Mapping[str, Any] = group.attrs.asdict()
-    ome: Mapping[str, Any] = attributes.get("ome", attributes)
-    if not ome.get("multiscales"):
-        arrays = ", ".join(sorted(name for name, _ in group.arrays())) or "none"
+    ome = ome_attributes(group)
+    if ome.get("multiscales"):
+        return group, ""
+    if "plate" in ome:
+        wells = [str(well["path"]) for well in ome["plate"].get("wells", ())]
         raise ImageError(
-            f"{path} is a zarr group without OME-Zarr metadata. Give the path of one of its arrays: {arrays}."
+            f"{path} is a plate. Give the path of a field of a well, {path}/<well>/<field>: {_few(wells)}."
         )
-    multiscale = ome["multiscales"][0]
-    components = tuple(str(dataset["path"]) for dataset in multiscale["datasets"])
-    missing = [name for name in components if not isinstance(group.get(name), zarr.Array)]
-    if missing:
+    if "well" in ome:
+        return _only(
+            [str(image["path"]) for image in ome["well"].get("images", ())], group, path, "a well with the fields"
+        )
+    if "bioformats2raw.layout" in ome:
+        return _only(_series(group), group, path, "a collection of the images")
+    if ome.get("labels"):
+        return _only(list(map(str, ome["labels"])), group, path, "a group of the labels")
+    try:
+        arrays = sorted(name for name, _ in group.arrays())
+    except (OSError, NotImplementedError, ValueError) as error:
+        raise ImageError(
+            f"{path} is a zarr group without OME-Zarr metadata, and its members cannot be listed."
+        ) from error
+    return _only(arrays, group, path, "a zarr group without OME-Zarr metadata, with the arrays")
+
+
+def _series(group: zarr.Group) -> list[str]:
+    listed = ome_attributes(group["OME"]).get("series") if "OME" in group else None
+    if listed:
+        return list(map(str, listed))
+    names: list[str] = []
+    while str(len(names)) in group:
+        names.append(str(len(names)))
+    return names
+
+
+def _only(names: Sequence[str], group: zarr.Group, path: str, kind: str) -> tuple[zarr.Array[Any] | zarr.Group, str]:
+    if len(names) != 1:
+        raise ImageError(f"{path} is {kind} {_few(names)}. Give the path of one of them.")
+    node = group[names[0]]
+    if isinstance(node, zarr.Array):
+        return node, names[0]
+    found, inner = image_node(node, f"{path}/{names[0]}")
+    return found, f"{names[0]}/{inner}".rstrip("/")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) or "none"
+
+
+def read_multiscale(group: zarr.Group, path: str, component: str = "") -> Multiscale:
+    """The first multiscale image of a group that has one.
+
+    Raises
+    ------
+    ImageError
+        If the metadata do not fit the arrays, or each other.
+    """
+    ome = ome_attributes(group)
+    image = ome["multiscales"][0]
+    names = [str(dataset["path"]) for dataset in image["datasets"]]
+    arrays = [group.get(name) for name in names]
+    missing = [name for name, array in zip(names, arrays, strict=True) if not isinstance(array, zarr.Array)]
+    if missing or not names:
         raise ImageError(f"The metadata of {path} names the levels {', '.join(missing)}, but there are no such arrays.")
-    axes = _axis_names(multiscale.get("axes"), len(group[components[0]].shape))  # type: ignore[union-attr]
-    channels = tuple(str(c.get("label", "")) for c in ome.get("omero", {}).get("channels", []))
-    return Multiscale(axes, components, channels, path)
+    shapes = [array.shape for array in arrays]  # type: ignore[union-attr]
+    axes, units = _axes_of(image.get("axes"), len(shapes[0]), path)
+    levels = tuple(
+        _level_of(name, _transforms(dataset, image), shape, shapes[0], path)
+        for name, dataset, shape in zip(names, image["datasets"], shapes, strict=True)
+    )
+    return Multiscale(
+        axes=axes,
+        units=units,
+        levels=levels,
+        path=path,
+        component=component,
+        name=str(image.get("name") or ""),
+        version=str(ome.get("version") or image.get("version") or "0.4"),
+        channels=tuple(ome.get("omero", {}).get("channels") or ()),
+        label=ome.get("image-label"),
+    )
 
 
 def holds_labels(group: zarr.Group) -> bool:
     """Whether the metadata of a group say that it is a label image."""
-    attributes: Mapping[str, Any] = group.attrs.asdict()
-    return "image-label" in attributes.get("ome", attributes)
+    return "image-label" in ome_attributes(group)
 
 
-def _axis_names(axes: Sequence[Any] | None, ndim: int) -> str:
+def _axes_of(axes: Sequence[Any] | None, ndim: int, path: str) -> tuple[str, tuple[str | None, ...]]:
     if axes is None:
         # Versions before 0.3 name no axes: they are always these.
-        return "tczyx"[-ndim:]
-    return "".join((axis["name"] if isinstance(axis, Mapping) else axis)[0].lower() for axis in axes)
+        return _ORDER[-ndim:], (None,) * ndim
+    named = [axis if isinstance(axis, Mapping) else {"name": str(axis)} for axis in axes]
+    if len(named) != ndim:
+        raise ImageError(f"The metadata of {path} names {len(named)} axes, but its arrays have {ndim}.")
+    return "".join(str(axis["name"])[0].lower() for axis in named), tuple(axis.get("unit") for axis in named)
+
+
+def _transforms(dataset: Mapping[str, Any], image: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of the level, then those of all levels."""
+    return [*(dataset.get("coordinateTransformations") or ()), *(image.get("coordinateTransformations") or ())]
+
+
+def _level_of(
+    name: str, transforms: Sequence[Mapping[str, Any]], shape: Sequence[int], finest: Sequence[int], path: str
+) -> Level:
+    scale, translation = np.ones(len(shape)), np.zeros(len(shape))
+    if not transforms:
+        # Versions before 0.4 do not say how far apart voxels are: what can be known is how many make one.
+        scale = np.array([max(round(n / max(m, 1)), 1) for n, m in zip(finest, shape, strict=True)], float)
+    for transform in transforms:
+        kind = transform.get("type")
+        if kind == "identity":
+            continue
+        values = transform.get(str(kind))
+        if kind not in ("scale", "translation") or values is None or len(values) != len(shape):
+            raise ImageError(
+                f"Level {name} of {path} has the transformation {dict(transform)}, which is no scale or translation "
+                f"with one number for each of its {len(shape)} axes."
+            )
+        if kind == "scale":
+            scale, translation = scale * values, translation * values
+        else:
+            translation = translation + values
+    return Level(name, tuple(scale.tolist()), tuple(translation.tolist()))
 
 
 def pick_channel(
@@ -136,3 +341,163 @@ def spatial_axes(axes: str | None, ndim: int) -> tuple[int, ...]:
     ((2, 3, 4), (0, 1))
     """
     return tuple(axis for axis in range(ndim) if axes is None or axes[axis] not in "tcs")
+
+
+# Writing
+
+
+def check_version(version: Any) -> Version:
+    """A version of OME-Zarr that can be written.
+
+    Raises
+    ------
+    ParameterError
+        If it is none of "0.4" and "0.5".
+    """
+    if str(version) not in _FORMATS:
+        raise ParameterError(f"version {version!r} of OME-Zarr cannot be written. Choose '0.4' or '0.5'.")
+    made: Version = str(version)  # type: ignore[assignment]
+    return made
+
+
+def format_for(version: str) -> ZarrFormat:
+    """The zarr format that a version of OME-Zarr is stored in."""
+    return _FORMATS[version]
+
+
+def version_for(zarr_format: ZarrFormat) -> Version:
+    """The version of OME-Zarr that is stored in a zarr format."""
+    return "0.4" if zarr_format == 2 else "0.5"
+
+
+def axes_for(axes: Any, ndim: int) -> str:
+    """Names of the axes of an image to write; by their number where they are not given.
+
+    Raises
+    ------
+    GeometryError
+        If they are not as many as those of the image, or not in the order of OME-Zarr.
+
+    Examples
+    --------
+    >>> axes_for(None, 3), axes_for("CYX", 3)
+    ('zyx', 'cyx')
+    """
+    if axes is None:
+        if ndim not in _DEFAULT_AXES:
+            raise GeometryError(f"An OME-Zarr image has 2 to 5 axes; this one has {ndim}.")
+        return _DEFAULT_AXES[ndim]
+    named = "".join(axes).lower() if not isinstance(axes, str) else axes.lower()
+    if len(named) != ndim:
+        raise GeometryError(f"axes {named!r} are {len(named)}, the image has {ndim}. Give one letter per axis.")
+    places = [_ORDER.find(name) for name in named]
+    if -1 in places or sorted(set(places)) != places or not named.endswith("yx"):
+        raise GeometryError(
+            f"axes {named!r} are not those of OME-Zarr: some of {_ORDER!r}, in this order, with 'yx'. Transpose the "
+            "image, or name its axes by axes=."
+        )
+    return named
+
+
+def unit_name(unit: str | None, axis: str) -> str | None:
+    """A unit as OME-Zarr spells it.
+
+    Raises
+    ------
+    ParameterError
+        If it is no unit of length on an axis of space, or of time on that of time.
+
+    Examples
+    --------
+    >>> unit_name("um", "x"), unit_name("µm", "y"), unit_name("nanometer", "z"), unit_name("ms", "t")
+    ('micrometer', 'micrometer', 'nanometer', 'millisecond')
+    """
+    if unit is None or not str(unit).strip() or axis == "c":
+        return None
+    word = _long_unit(str(unit).strip())
+    known = _TIME if axis == "t" else _SPACE
+    if word not in known:
+        kind = "time, such as 's'" if axis == "t" else "length, such as 'um', 'nm' or 'millimeter'"
+        raise ParameterError(f"unit {unit!r} of axis {axis!r} is no unit of {kind}.")
+    return word
+
+
+def _long_unit(unit: str) -> str:
+    if unit in _WORDS:
+        return _WORDS[unit]
+    if unit in _BASES:
+        return _BASES[unit]
+    if unit[-1] in _BASES and unit[:-1] in _PREFIXES:
+        return _PREFIXES[unit[:-1]] + _BASES[unit[-1]]
+    return unit.lower().replace("metre", "meter").removesuffix("s")
+
+
+def image_attributes(image: Multiscale, *, kind: str | None = None) -> Attributes:
+    """The attributes of the group of an image, in the words of its version.
+
+    Parameters
+    ----------
+    kind : str, optional
+        How the levels were made.
+    """
+    axes = [_axis_words(name, unit) for name, unit in zip(image.axes, image.units, strict=True)]
+    entry: Attributes = {"axes": axes, "datasets": [_level_words(level) for level in image.levels]}
+    if image.name:
+        entry["name"] = image.name
+    if kind is not None:
+        entry["type"] = kind
+    ome: Attributes = {"multiscales": [entry]}
+    if image.channels:
+        ome["omero"] = {"channels": [dict(channel) for channel in image.channels]}
+    if image.label is not None:
+        ome["image-label"] = dict(image.label)
+    return _versioned(ome, image.version)
+
+
+def _axis_words(name: str, unit: str | None) -> Attributes:
+    words: Attributes = {"name": name, "type": _KINDS.get(name, "space")}
+    return {**words, "unit": unit} if unit is not None else words
+
+
+def _level_words(level: Level) -> Attributes:
+    transforms: list[Attributes] = [{"type": "scale", "scale": list(level.scale)}]
+    if any(level.translation):
+        transforms.append({"type": "translation", "translation": list(level.translation)})
+    return {"path": level.path, "coordinateTransformations": transforms}
+
+
+def label_attributes(names: Sequence[str], version: str) -> Attributes:
+    """The attributes of the group "labels" of an image."""
+    return _versioned({"labels": list(names)}, version)
+
+
+def _versioned(ome: Attributes, version: str) -> Attributes:
+    if version != "0.4":
+        label = ome.get("image-label")
+        if label is not None:
+            ome = {**ome, "image-label": {**label, "version": version}}
+        return {"ome": {"version": version, **ome}}
+    made = dict(ome)
+    for key in ("multiscales",):
+        if key in made:
+            made[key] = [{**entry, "version": version} for entry in made[key]]
+    for key in ("omero", "image-label", "plate", "well"):
+        if key in made:
+            made[key] = {**made[key], "version": version}
+    return made
+
+
+def converted_attributes(attributes: Mapping[str, Any], version: Version) -> Attributes:
+    """The attributes of any group of OME-Zarr in the words of another version; those that are not of it as they are."""
+    words = ("multiscales", "omero", "image-label", "labels", "plate", "well", "bioformats2raw.layout", "series")
+    ome = dict(attributes.get("ome", {})) or {key: attributes[key] for key in words if key in attributes}
+    others = {key: value for key, value in attributes.items() if key != "ome" and key not in words}
+    if not ome:
+        return others
+    ome.pop("version", None)
+    for key in ("omero", "plate", "well"):
+        if isinstance(ome.get(key), Mapping):
+            ome[key] = {k: v for k, v in ome[key].items() if k != "version"}
+    if "multiscales" in ome:
+        ome["multiscales"] = [{k: v for k, v in entry.items() if k != "version"} for entry in ome["multiscales"]]
+    return {**others, **_versioned(ome, version)}

@@ -1,52 +1,65 @@
-"""Zarr arrays that appear whole or not at all.
+"""Zarr arrays and groups that appear whole or not at all.
 
 An output is written beside its store under a name of its own and renamed into place when it is complete. What it
-replaces is set aside first, and removed last.
+replaces is set aside first, and removed last. A patch, which changes some voxels of an array that is there, is written
+in the same way, and moves into place chunk by chunk when all of them are complete.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import os
+import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import Blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 from zarr.errors import ZarrUserWarning
 
+from blockbuster.encoding import Encoding, ZarrFormat
 from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
-from blockbuster.files import remove_folder
+from blockbuster.files import remove_folder, write_whole
 from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
-__all__ = ["Output", "component_path", "chunks_within", "plan_output", "store_path"]
+__all__ = [
+    "Members",
+    "Output",
+    "Patch",
+    "component_path",
+    "chunks_within",
+    "format_of",
+    "plan_members",
+    "plan_output",
+    "store_path",
+]
 
 # A chunk of 2^22 voxels is 16 MiB of int32: few files, and well below what blosc can take.
 _CHUNK_VOXELS = 1 << 22
+_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 @dataclass(frozen=True)
 class Output:
-    """An array of a zarr store in the making.
+    """An array or group of a zarr store in the making.
 
     Attributes
     ----------
     root : str
         Absolute path of the store.
     component : str
-        Path of the array within the store.
+        Path of the output within the store.
     partial : str
-        Where the array is until it is complete.
+        Where the output is until it is complete.
     mark : str
         Under which name a stage notes what is written.
     """
@@ -62,51 +75,50 @@ class Output:
         """Where the array will be."""
         return Path(self.root, self.component)
 
-    def create(self, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], axes: str | None) -> None:
-        """Make the empty array, in the zarr format of the store; does nothing where it is there already.
+    def create(
+        self, shape: Sequence[int], dtype: np.dtype[Any], encoding: Encoding, *, name: str = "", **attributes: Any
+    ) -> None:
+        """Make an empty array, the output itself or one within it; does nothing where it is there already.
 
         Raises
         ------
         OutputError
             If it cannot be made.
         """
-        form = _format_of(self.root)
-        options: dict[str, Any] = {"compressors": BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")}
-        if form == 2:
-            options = {"compressors": Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)}
-            options["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
-        elif axes is not None:
-            options["dimension_names"] = list(axes)
-        if _node_kind(Path(self.partial)) == "array":
+        path = os.path.join(self.partial, name)
+        if _node_kind(Path(path)) == "array":
             return
-        self.discard()
         try:
             with self._writing():
-                os.makedirs(os.path.dirname(self.partial), exist_ok=True)
-                zarr.create_array(
-                    self.partial,
-                    shape=tuple(shape),
-                    chunks=tuple(chunks),
-                    dtype=dtype,
-                    zarr_format=form,
-                    fill_value=0,
-                    **options,
-                )
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                encoding.create(path, shape, dtype, attributes)
         except OutputError:
             self.discard()
             raise
 
-    def write(self, region: Region, block: NDArray[Any]) -> None:
+    def create_group(self, zarr_format: ZarrFormat, *, name: str = "", **attributes: Any) -> None:
+        """Make a group, the output itself or one within it; does nothing where it is there already."""
+        path = os.path.join(self.partial, name)
+        if _node_kind(Path(path)) is None:
+            with self._writing():
+                os.makedirs(path, exist_ok=True)
+                zarr.create_group(path, zarr_format=zarr_format, attributes=attributes)
+
+    def write(self, region: Region, block: NDArray[Any], *, name: str = "") -> None:
         """Write whole chunks."""
-        _opened(self)[region] = block
+        _opened(self, name)[region] = block
+
+    def read(self, region: Region, *, name: str = "") -> NDArray[Any]:
+        """What was written."""
+        return np.asarray(_opened(self, name)[region])
 
     def annotate(self, attributes: dict[str, Any]) -> None:
-        """Add attributes to the array."""
+        """Add attributes to the array or group."""
         with self._writing():
-            zarr.open_array(self.partial, mode="r+").attrs.update(attributes)
+            zarr.open(self.partial, mode="r+").attrs.update(attributes)
 
     def commit(self, *, overwrite: bool) -> None:
-        """Put the complete array in its place.
+        """Put the complete output in its place.
 
         Raises
         ------
@@ -117,7 +129,7 @@ class Output:
         """
         with self._writing():
             if self.component:
-                self._make_groups(_format_of(self.root))
+                self._make_groups(format_of(self.root))
             self._swap(overwrite)
             self._consolidate()
 
@@ -156,14 +168,108 @@ class Output:
         """Remove what was written so far."""
         remove_folder(self.partial)
 
-    def _make_groups(self, form: Literal[2, 3]) -> None:
+    def _make_groups(self, form: ZarrFormat) -> None:
         parts = self.component.split("/")[:-1]
         for depth in range(len(parts) + 1):
             if _node_kind(Path(self.root, *parts[:depth])) is None:
                 zarr.open_group(self.root, path="/".join(parts[:depth]), mode="a", zarr_format=form)
 
 
-def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Sequence[Path]) -> Output:
+@dataclass(frozen=True)
+class Patch(Output):
+    """Voxels of an array that is there, to be changed."""
+
+    def create(
+        self, shape: Sequence[int], dtype: np.dtype[Any], encoding: Encoding, *, name: str = "", **attributes: Any
+    ) -> None:
+        """Prepare an array of the same form for the chunks that change."""
+        with self._writing():
+            os.makedirs(self.partial, exist_ok=True)
+            for form in _METADATA:
+                if (self.path / form).exists():
+                    shutil.copy2(self.path / form, self.partial)
+
+    def annotate(self, attributes: dict[str, Any]) -> None:
+        """Leave the attributes of the array as they are."""
+
+    def commit(self, *, overwrite: bool) -> None:
+        """Move the changed chunks into the array.
+
+        Raises
+        ------
+        OutputError
+            If that is no longer of the form that the chunks were written for.
+        """
+        with self._writing():
+            changed = [n for n in _METADATA if _bytes_of(self.path / n) != _bytes_of(Path(self.partial, n))]
+            if changed:
+                raise OutputError(
+                    f"{self.path} was changed while this run wrote to it: {', '.join(changed)} differ. Start again."
+                )
+            for folder, _, names in os.walk(self.partial):
+                for name in names:
+                    self._move(os.path.relpath(os.path.join(folder, name), self.partial))
+            self.discard()
+
+    def _move(self, key: str) -> None:
+        if key not in _METADATA:
+            os.makedirs((self.path / key).parent, exist_ok=True)
+            os.replace(os.path.join(self.partial, key), self.path / key)
+
+
+@dataclass(frozen=True)
+class Members(Output):
+    """Arrays of a group that is there, to be added to it or to replace others, and the attributes that tell of them.
+
+    Attributes
+    ----------
+    stale : tuple of str
+        Names of the arrays that go.
+    """
+
+    stale: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is written, and has only to be moved, a part of it perhaps being so already."""
+        return os.path.exists(self._complete)
+
+    @property
+    def _complete(self) -> str:
+        return os.path.join(self.partial, "complete.json")
+
+    def annotate(self, attributes: dict[str, Any]) -> None:
+        """Note what the attributes of the group are to be: from then on there is no way back."""
+        with self._writing():
+            write_whole(self._complete, json.dumps(attributes).encode())
+
+    def commit(self, *, overwrite: bool) -> None:
+        """Move the arrays in, tell of them in the attributes, and remove those that go."""
+        aside = f"{self.partial}.replaced"
+        with self._writing():
+            attributes = json.loads(Path(self._complete).read_bytes())
+            new = sorted(entry.name for entry in Path(self.partial).iterdir() if entry.is_dir())
+            os.makedirs(aside, exist_ok=True)
+            for name in sorted({*self.stale, *new}):
+                there = self.path / name
+                if there.exists() and (name in new or (name in self.stale and name not in _levels_in(attributes))):
+                    os.rename(there, os.path.join(aside, f"{name}-{uuid.uuid4().hex[:8]}"))
+                if name in new:
+                    os.rename(os.path.join(self.partial, name), there)
+            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+            self._consolidate()
+            remove_folder(aside)
+            self.discard()
+
+
+def _levels_in(attributes: Mapping[str, Any]) -> set[str]:
+    images = attributes.get("ome", attributes).get("multiscales", ())
+    return {str(dataset["path"]) for image in images for dataset in image["datasets"]}
+
+
+def plan_output(
+    write_to: Any, component: str, *, overwrite: bool, inputs: Sequence[Path], patches: bool = False
+) -> Output:
     """Where an output goes, checked before anything is done.
 
     Parameters
@@ -175,7 +281,9 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
     overwrite : bool
         Whether an existing array may be replaced.
     inputs : sequence of Path
-        Arrays that are read, never to be written.
+        What is read, never to be written.
+    patches : bool
+        Whether an array that is there is to be changed, not replaced.
 
     Raises
     ------
@@ -191,9 +299,25 @@ def plan_output(write_to: Any, component: str, *, overwrite: bool, inputs: Seque
             raise OutputError(f"The output {path} would overwrite the input {source}. Inputs are never written.")
     _check_parents(root, path)
     if path.exists():
-        _check_replaceable(path, overwrite)
+        _check_replaceable(path, overwrite, patches)
     name = f".{'-'.join([root.name, *component.split('/')]).strip('-')}.{uuid.uuid4().hex[:8]}.partial"
-    return Output(str(root), component, str(_workplace(root) / name))
+    kind = Patch if patches and path.exists() else Output
+    return kind(str(root), component, str(_workplace(root) / name))
+
+
+def plan_members(path: Path, names: Sequence[str], stale: Sequence[str]) -> Members:
+    """Arrays to be put into the group at `path`.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there that is not to be replaced.
+    """
+    taken = [name for name in names if (path / name).exists() and name not in stale]
+    if taken:
+        raise OutputExistsError(f"There is already {', '.join(taken)} in {path}, where levels of its image would go.")
+    name = f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    return Members(str(path), "", str(_workplace(path) / name), stale=tuple(stale))
 
 
 def component_path(component: Any) -> str:
@@ -221,16 +345,40 @@ def _check_parents(root: Path, path: Path) -> None:
             raise OutputError(f"The output {path} would lie within the zarr array {parent}. Choose another component.")
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> None:
-    """Refuse to replace anything unless asked to, and what is no array in any case."""
+def _check_replaceable(path: Path, overwrite: bool, patches: bool) -> None:
+    """Refuse to change anything unless asked to, and what others would miss in any case."""
     if not overwrite:
-        raise _exists(path)
-    if _node_kind(path) != "array" and not (path.is_dir() and not os.listdir(path)):
-        kind = "a zarr group" if _node_kind(path) == "group" else "something that is no zarr array"
-        raise OutputExistsError(
-            f"There is {kind} at {path}; overwrite=True replaces arrays only. "
-            "Give another output_component, such as 'labels/cells'."
-        )
+        raise _exists(path, patches)
+    kind = _node_kind(path)
+    if kind == "array" or (path.is_dir() and not os.listdir(path)):
+        return
+    if kind == "group" and not patches:
+        others = _other_members(path)
+        if others is None or others:
+            raise OutputExistsError(
+                f"There is a zarr group at {path} with {', '.join(others or ['members'])} in it; overwrite=True "
+                "replaces arrays, and images with nothing else in their group. Give another output_component, such as "
+                "'labels/cells', or delete what is there."
+            )
+        return
+    raise OutputExistsError(
+        f"There is something that is no zarr array at {path}; overwrite=True does not replace it. Give another "
+        "output_component, such as 'labels/cells'."
+    )
+
+
+def _other_members(path: Path) -> list[str] | None:
+    """What lies in the group of an image beside its levels; None if it is no image."""
+    group = zarr.open_group(path, mode="r")
+    attributes: Any = group.attrs.asdict()
+    if not _levels_in(attributes):
+        return None
+    levels = {name.split("/")[0] for name in _levels_in(attributes)}
+    return sorted(
+        entry.name
+        for entry in path.iterdir()
+        if not entry.name.startswith(".") and entry.name not in {*levels, *_METADATA}
+    )
 
 
 def store_path(write_to: Any) -> Path:
@@ -277,10 +425,19 @@ def _same_or_within(path: Path, other: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(other))
 
 
-def _exists(path: Path) -> OutputExistsError:
+def _exists(path: Path, patches: bool = False) -> OutputExistsError:
+    if patches:
+        return OutputExistsError(
+            f"There is already something at {path}. Give overwrite=True to change the voxels within mask and "
+            "block_ids, and to leave the others as they are, or another name."
+        )
     return OutputExistsError(
         f"There is already something at {path}. Give overwrite=True to replace it, or another name."
     )
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _node_kind(path: Path) -> str | None:
@@ -294,10 +451,15 @@ def _node_kind(path: Path) -> str | None:
     return None
 
 
-def _format_of(root: str) -> Literal[2, 3]:
+def format_of(root: str | Path) -> ZarrFormat:
+    """The zarr format of a store; 3 where there is none yet."""
     return 2 if any(Path(root, name).exists() for name in (".zgroup", ".zarray")) else 3
 
 
-@functools.lru_cache(maxsize=16)
-def _opened(output: Output) -> zarr.Array[Any]:
-    return with_fast_codecs(zarr.open_array(output.partial, mode="r+"))
+@functools.lru_cache(maxsize=64)
+def _opened(output: Output, name: str) -> zarr.Array[Any]:
+    array = zarr.open_array(output.partial, path=name, mode="r+")
+    if isinstance(output, Patch):
+        # A chunk that has become empty must be stored, to replace the one that is there; zarrs would leave it out.
+        return array.with_config({"write_empty_chunks": True})
+    return with_fast_codecs(array)

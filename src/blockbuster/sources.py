@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,20 +18,22 @@ from numpy.typing import NDArray
 from blockbuster.errors import ImageError
 from blockbuster.graph import Blocks, read_as_it_is, values_in_graph
 from blockbuster.grid import Region
-from blockbuster.ngff import check_level, pick_channel, read_multiscale
-from blockbuster.stores import (
-    ArrayRef,
-    StoreRef,
-    TiffRef,
-    absolute_path,
-    is_tiff,
-    open_node,
-    read_region,
-    read_tiff_form,
-    reference,
-)
+from blockbuster.image_files import ImageFile, dimension_names, open_file
+from blockbuster.ngff import pick_channel
+from blockbuster.stores import ArrayRef, read_region, reference
 
-__all__ = ["Chunks", "GraphImage", "Image", "MemoryImage", "StoredImage", "given", "open_source"]
+__all__ = [
+    "Chunks",
+    "GraphImage",
+    "Image",
+    "MemoryImage",
+    "StoredImage",
+    "from_file",
+    "from_store",
+    "given",
+    "lazily",
+    "open_source",
+]
 
 Chunks: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -126,7 +129,8 @@ class GraphImage:
         return f"dask array {self.shape} {self.dtype} {self.array.name} {tokenize(states)}"
 
     def _refs(self) -> list[ArrayRef]:
-        return [reference(array) for array in values_in_graph(self.array, zarr.Array)]
+        own = [image.ref for image in values_in_graph(self.array, StoredImage)]
+        return own + [reference(array) for array in values_in_graph(self.array, zarr.Array)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +173,16 @@ class StoredImage:
         slices = iter(region)
         return read_region(self.ref.open(), tuple(next(slices) if i is None else i for i in self.fixed))
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        """What the basic indexing of zarr gives: for dask, which reads blocks that way."""
+        wanted = iter(key if isinstance(key, tuple) else (key,))
+        return read_region(self.ref.open(), tuple(next(wanted, slice(None)) if i is None else i for i in self.fixed))
+
     def _samples(self) -> list[NDArray[Any]]:
         if 0 in self.shape:
             return []
@@ -206,9 +220,11 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, pl
     if isinstance(image, da.Array):
         return _from_dask(image)
     if isinstance(image, zarr.Array):
-        return _stored(reference(image), image, _dimension_names(image), (None,) * image.ndim)
+        return _stored(reference(image), image, dimension_names(image), (None,) * image.ndim)
     if isinstance(image, str | os.PathLike):
-        return _from_path(os.fspath(image), channel, level, plain_level)
+        file = open_file(os.fspath(image))
+        has_levels = file.is_ome or len(file.refs) > 1
+        return from_file(file, channel=channel, level=0 if plain_level and not has_levels else level)
     if isinstance(image, zarr.Group):
         raise ImageError(f"{image} is a zarr group. Give its path, or one of its arrays.")
     try:
@@ -232,38 +248,52 @@ def given(image: Image) -> NDArray[Any] | da.Array | Blocks | None:
     return image.array
 
 
+def lazily(image: Image, chunks: Any = None) -> da.Array:
+    """An image as a dask array whose blocks are read when they are computed.
+
+    Parameters
+    ----------
+    chunks : optional
+        As dask spells them. Default: those that the image is stored in.
+    """
+    if isinstance(image, GraphImage):
+        array: da.Array = image.array if chunks is None else image.array.rechunk(chunks)
+        return array
+    source = image.array if isinstance(image, MemoryImage) else image
+    read: da.Array = da.from_array(
+        source, chunks=image.chunks if chunks is None else chunks, name=f"image-{uuid.uuid4().hex}", fancy=False
+    )
+    return read
+
+
 def _from_dask(array: da.Array) -> Image:
     if any(np.isnan(n) for n in array.shape):
         raise ImageError(f"image is a dask array of unknown shape {array.shape}. Call its compute_chunk_sizes() first.")
+    own: StoredImage | None = read_as_it_is(array, StoredImage)
+    if own is not None:
+        return replace(own, chunks=array.chunks)
     stored = read_as_it_is(array, zarr.Array)
     if stored is None:
         return GraphImage(array)
     return replace(_stored(reference(stored), stored, None, None), chunks=array.chunks)
 
 
-def _from_path(path: str, channel: int | str | None, level: int, plain_level: bool) -> Image:
-    path = absolute_path(path)
-    if is_tiff(path):
-        return _from_tiff(path, channel, 0 if plain_level else level)
-    node = open_node(path)
-    if isinstance(node, zarr.Array):
-        if not plain_level:
-            check_level(level, 1, path)
-        axes = _dimension_names(node)
-        return _stored(StoreRef(path), node, axes, pick_channel(axes, (), channel, node.shape, path))
-    multiscale = read_multiscale(node, path)
-    component = multiscale.component(level)
-    array: Any = node[component]
-    fixed = pick_channel(multiscale.axes, multiscale.channels, channel, array.shape, path)
-    return _stored(StoreRef(path, component), array, multiscale.axes, fixed)
+def from_store(ref: ArrayRef) -> StoredImage:
+    """A stored array, whole."""
+    return _stored(ref, ref.open(), None, None)
 
 
-def _from_tiff(path: str, channel: int | str | None, level: int) -> Image:
-    axes, n_levels = read_tiff_form(path)
-    check_level(level, n_levels, path)
-    ref = TiffRef(path, level)
-    array = ref.open()
-    return _stored(ref, array, axes, pick_channel(axes, (), channel, array.shape, path))
+def from_file(file: ImageFile, *, channel: int | str | None, level: int) -> StoredImage:
+    """One level of a stored image, or one channel of it.
+
+    Raises
+    ------
+    ImageError
+        If there is no such channel or level.
+    """
+    array = file.array(level)
+    fixed = pick_channel(file.axes, file.form.channel_names, channel, array.shape, file.path)
+    return _stored(file.refs[level], array, file.axes, fixed)
 
 
 def _stored(ref: ArrayRef, array: Any, axes: str | None, fixed: Sequence[int | None] | None) -> StoredImage:
@@ -273,13 +303,6 @@ def _stored(ref: ArrayRef, array: Any, axes: str | None, fixed: Sequence[int | N
     names = None if axes is None else "".join(axes[axis] for axis in keep)
     dtype: np.dtype[Any] = np.dtype(array.dtype).newbyteorder("=")
     return StoredImage(ref, fixed, tuple(array.shape[axis] for axis in keep), dtype, chunks, names)
-
-
-def _dimension_names(array: zarr.Array[Any]) -> str | None:
-    names = getattr(array.metadata, "dimension_names", None)
-    if not names or not all(isinstance(n, str) and len(n) == 1 for n in names) or len(set(names)) < len(names):
-        return None
-    return "".join(names).lower()
 
 
 def _regular(extent: int, chunk: int) -> tuple[int, ...]:

@@ -161,6 +161,10 @@ class Stage:
         """Whether one region of an output was noted as written."""
         return os.path.exists(self._numbered(output, f"{number:06d}", number))
 
+    def forget(self, folder: str) -> None:
+        """Take everything noted in one folder for undone."""
+        remove_folder(self._at(folder))
+
     # The table
 
     def write_table(self, table: Table) -> None:

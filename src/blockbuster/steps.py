@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from blockbuster.cluster import gpu_slots, in_worker
+from blockbuster.cluster import gpu_slots
 from blockbuster.errors import TileError
 from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
@@ -25,6 +25,7 @@ from blockbuster.ownership import Holder
 from blockbuster.rules import Rule, SlabKey, seams_and_slabs, slab_region, slabs_of
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord
+from blockbuster.tasks import blaming
 from blockbuster.thresholds import otsu, thinned
 from blockbuster.unions import Numbering, ScanPart, make_table
 
@@ -153,7 +154,7 @@ class Report:
 
 def sample(image: StoredImage | None, tile: Tile, *blocks: NDArray[Any]) -> NDArray[Any]:
     """A few voxels of a tile, for the threshold of empty tiles."""
-    with _blaming(tile, "reading the image"):
+    with blaming(tile, "reading the image"):
         return thinned(blocks[0] if image is None else image.read(tile.padded))
 
 
@@ -196,10 +197,10 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
     if _is_empty(job, block):
         _keep(job, tile, {"n": 0, "skipped": 1}, {})
         return
-    with _blaming(tile, "the function"), _with_gpu(job):
+    with blaming(tile, "the function"), _with_gpu(job):
         made = _checked(job.kernel(block, mask), block.shape)
     del block, mask
-    with _blaming(tile, "staging"):
+    with blaming(tile, "staging"):
         counts, arrays = _record(job, tile, made)
         _keep(job, tile, counts, arrays)
 
@@ -212,7 +213,7 @@ def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
     seams: list[tuple[int, int, int]] = []
     pairs = [np.empty((0, 2), np.int64)]
     for block_id in block_ids:
-        with _blaming(job.grid.tile(block_id), "merging"):
+        with blaming(job.grid.tile(block_id), "merging"):
             for seam, joined in _joined_seams(job, block_id, records):
                 seams.append((seam.first, seam.second, len(joined)))
                 pairs.append(joined)
@@ -249,7 +250,7 @@ def unite(job: Job, parts: list[ScanPart]) -> Report:
 def final_block(job: Job, number: int) -> NDArray[Any]:
     """The final labels of one region of the final grid."""
     region = job.final_grid.tile(number)
-    with _blaming(region, "relabelling"):
+    with blaming(region, "relabelling"):
         return _final_labels(job, region, _labelled_tiles(job, region), np.empty(region.shape, job.dtype))
 
 
@@ -260,7 +261,7 @@ def write_block(job: Job, number: int) -> None:
     if job.stage.is_written(job.output.mark, number):
         return
     region = job.final_grid.tile(number)
-    with _blaming(region, "writing"):
+    with blaming(region, "writing"):
         tiles = _labelled_tiles(job, region)
         if tiles:
             job.output.write(region.core, _final_labels(job, region, tiles, _scratch(region.shape, job.dtype)))
@@ -278,26 +279,14 @@ def show_lines(verbose: bool) -> None:
 # Parts of steps
 
 
-@contextlib.contextmanager
-def _blaming(tile: Tile, step: str) -> Iterator[None]:
-    """Say on which tile and in which step an error came up."""
-    try:
-        yield
-    except TileError:
-        raise
-    except Exception as error:  # noqa: BLE001 - raised again with its place
-        made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker())
-        raise made from made.__cause__
-
-
 def _inputs(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The padded tile of the image and of the mask: given, or read here."""
     given = iter(blocks)
-    with _blaming(tile, "reading the image"):
+    with blaming(tile, "reading the image"):
         block = _own(next(given)) if job.image is None else job.image.read(tile.padded)
     if not job.has_mask:
         return block, None
-    with _blaming(tile, "reading the mask"):
+    with blaming(tile, "reading the mask"):
         return block, _own(next(given)) if job.mask is None else job.mask.read(tile.padded)
 
 
@@ -409,7 +398,7 @@ def _first_of(records: Sequence[TileRecord]) -> NDArray[np.int64]:
 
 
 def _keep(job: Job, tile: Tile, counts: dict[str, int], arrays: dict[str, NDArray[Any]]) -> None:
-    with _blaming(tile, "staging"):
+    with blaming(tile, "staging"):
         job.stage.write_tile(tile.block_id, counts, arrays)
 
 

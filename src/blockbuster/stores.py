@@ -6,13 +6,12 @@ The pipeline is set on the arrays that are opened here, never in the configurati
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import sys
 import urllib.parse
 import uuid
-import weakref
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -20,7 +19,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, ZipStore
 from zarrs.pipeline import (
     UnsupportedMetadataError,
     ZarrsCodecPipeline,
@@ -32,15 +31,14 @@ from blockbuster.errors import ImageError
 
 __all__ = [
     "ArrayRef",
+    "FileState",
     "GivenRef",
     "Readable",
     "StoreRef",
-    "TiffRef",
     "absolute_path",
-    "is_tiff",
+    "file_state",
     "local_path",
     "open_node",
-    "read_tiff_form",
     "reference",
     "with_fast_codecs",
 ]
@@ -104,7 +102,9 @@ class StoreRef:
     @property
     def home(self) -> Path | None:
         """Where it lies, if on a local file system."""
-        return None if "://" in self.store else Path(self.store, self.component)
+        if "://" in self.store:
+            return None
+        return _archive_of(self.store)[0] or Path(self.store, self.component)
 
     def describe(self) -> str:
         """What it is called in messages and manifests."""
@@ -114,39 +114,16 @@ class StoreRef:
         """Name, size and time of change of its metadata and of some of its chunks."""
         if self.home is None:
             return []
+        archive, _ = _archive_of(self.store)
+        if archive is not None:
+            return [file_state(archive)]
         array = zarr.open_array(self.store, path=self.component, mode="r")
         units = array.shards or array.chunks
         counts = [max(-(-n // c), 1) for n, c in zip(array.shape, units, strict=True)]
         picked = np.unique(np.linspace(0, math.prod(counts) - 1, _FILES).astype(np.int64))
         indices = zip(*np.unravel_index(picked, counts), strict=True)
         keys = [array.metadata.encode_chunk_key(tuple(map(int, index))) for index in indices]
-        return [_state(self.home / name) for name in ("zarr.json", ".zarray", *keys)]
-
-
-@dataclass(frozen=True)
-class TiffRef:
-    """One level of the first series of a TIFF, read tile by tile or strip by strip."""
-
-    path: str
-    level: int = 0
-    opening: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def open(self) -> Readable:
-        """The array."""
-        return _opened_tiff(self)
-
-    @property
-    def home(self) -> Path | None:
-        """Where it lies."""
-        return Path(self.path)
-
-    def describe(self) -> str:
-        """What it is called in messages and manifests."""
-        return f"{self.path} level {self.level}"
-
-    def file_states(self) -> list[FileState]:
-        """Name, size and time of change of the file."""
-        return [_state(Path(self.path))]
+        return [file_state(self.home / name) for name in ("zarr.json", ".zarray", *keys)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +150,8 @@ class GivenRef:
         return []
 
 
-def _state(path: Path) -> FileState:
+def file_state(path: Path) -> FileState:
+    """Name, size and time of change of a file; zeros where there is none."""
     try:
         facts = path.stat()
     except FileNotFoundError:
@@ -183,44 +161,25 @@ def _state(path: Path) -> FileState:
 
 @functools.lru_cache(maxsize=16)
 def _opened(ref: StoreRef) -> Readable:
-    return with_fast_codecs(zarr.open_array(ref.store, path=ref.component, mode="r"))
+    store, inner = _store_of(ref.store)
+    return with_fast_codecs(zarr.open_array(store, path=f"{inner}/{ref.component}".strip("/"), mode="r"))
 
 
-@functools.lru_cache(maxsize=16)
-def _opened_tiff(ref: TiffRef) -> Readable:
-    import tifffile
-
-    store = tifffile.imread(ref.path, aszarr=True, level=ref.level)
-    array = zarr.open_array(store, mode="r")
-    weakref.finalize(array, store.close)
-    return array
+def _store_of(path: str) -> tuple[str | ZipStore, str]:
+    """What zarr opens for a path, and the path that remains within it."""
+    archive, inner = _archive_of(path)
+    return (path, "") if archive is None else (ZipStore(archive, mode="r"), inner)
 
 
-def is_tiff(path: str) -> bool:
-    """Whether a path is that of a TIFF, by its name."""
-    return path.lower().endswith((".tif", ".tiff"))
-
-
-def read_tiff_form(path: str) -> tuple[str, int]:
-    """Axes of the first series of a TIFF, in lower case, and how many levels it has.
-
-    Raises
-    ------
-    ImageError
-        If it is no TIFF.
-    """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            # The samples of a pixel, as of RGB, are channels.
-            axes = series.axes.lower().replace("s", "c") if "C" not in series.axes else series.axes.lower()
-            return axes, len(series.levels)
-    except FileNotFoundError as error:
-        raise ImageError(f"There is nothing at {path}. Give the path of a zarr store or of a TIFF.") from error
-    except (tifffile.TiffFileError, IndexError) as error:
-        raise ImageError(f"{path} cannot be read as a TIFF: {error}") from error
+def _archive_of(path: str) -> tuple[Path | None, str]:
+    """The zip file that a path leads into, and the path within it."""
+    if "://" in path or ".zip" not in path:
+        return None, ""
+    whole = Path(path)
+    for archive in (whole, *whole.parents):
+        if archive.suffix == ".zip" and archive.is_file() and zipfile.is_zipfile(archive):
+            return archive, whole.relative_to(archive).as_posix().removeprefix(".")
+    return None, ""
 
 
 def reference(array: zarr.Array[Any]) -> ArrayRef:
@@ -257,18 +216,25 @@ def absolute_path(path: str) -> str:
 
 
 def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
-    """The array or group at a path or URL.
+    """The array or group at a path or URL, or within a zip file.
 
     Raises
     ------
     ImageError
         If there is none.
     """
-    if "://" not in path and not os.path.exists(path):
+    archive, inner = _archive_of(path)
+    if "://" not in path and archive is None and not os.path.exists(path):
         raise ImageError(f"There is nothing at {path}. Give the path of a zarr store or of a TIFF.")
     try:
-        node: zarr.Array[Any] | zarr.Group = zarr.open(path, mode="r")
-    except (FileNotFoundError, ValueError, KeyError, json.JSONDecodeError) as error:
+        store = path if archive is None else ZipStore(archive, mode="r")
+        node: zarr.Array[Any] | zarr.Group = zarr.open(store, path=inner or None, mode="r")
+    except (ImportError, zipfile.BadZipFile) as error:
+        raise ImageError(
+            f"{path} cannot be opened: {error}. For URLs, install what opens them: "
+            "pip install 'blockbuster-imaging[remote]'."
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
         raise ImageError(f"{path} cannot be opened as zarr: {error}") from error
     return node
 

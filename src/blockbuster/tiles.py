@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 
+from blockbuster.destination import Destination
 from blockbuster.errors import GeometryError, ImageError, ParameterError
 from blockbuster.grid import TileGrid, per_axis
 from blockbuster.identity import function_identity
@@ -21,11 +22,12 @@ from blockbuster.ngff import holds_labels, spatial_axes
 from blockbuster.outputs import component_path
 from blockbuster.progress import Progress
 from blockbuster.rules import Merge, resolve_merge
-from blockbuster.run import Destination, Plan, check_block_ids, check_dtype, execute
+from blockbuster.run import Plan, check_dtype, execute
 from blockbuster.sources import GraphImage, Image, open_source
 from blockbuster.steps import TileLabels
-from blockbuster.stores import absolute_path, is_tiff, open_node
-from blockbuster.tiling import TileShape, make_grid
+from blockbuster.stores import absolute_path, open_node
+from blockbuster.tiffs import is_tiff
+from blockbuster.tiling import TileShape, check_block_ids, make_grid
 
 __all__ = ["merge_tile_labels", "tile_process"]
 

@@ -1,0 +1,160 @@
+"""Where an image to write lies, and what is kept of it: from what is given, and from what is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from blockbuster.errors import GeometryError, ParameterError
+from blockbuster.image_files import open_file
+from blockbuster.ngff import Level, Multiscale, unit_name
+from blockbuster.sources import GraphImage, Image, from_file, lazily, open_source
+
+__all__ = [
+    "describe_channels",
+    "describe_labels",
+    "factors_between",
+    "from_level",
+    "in_order",
+    "make_frame",
+    "read_frame",
+]
+
+_COLOURS = ("00FF00", "FF00FF", "00FFFF", "FF0000", "0000FF", "FFFF00")
+
+
+def read_frame(image: Any, channel: int | str | None, level: int) -> tuple[Image, Multiscale | None]:
+    """The image, and what its metadata tell of the level that is taken."""
+    if not isinstance(image, str | os.PathLike):
+        source = open_source(image)
+        return source, _named(source)
+    file = open_file(os.fspath(image))
+    stored = from_file(file, channel=channel, level=level)
+    form = from_level(file.form, level)
+    if any(index is not None for index in stored.fixed):
+        picked = next(index for index in stored.fixed if index is not None)
+        form = replace(form.less_channel(), channels=form.channels[picked : picked + 1])
+    return stored, form if form.axes else None
+
+
+def _named(source: Image) -> Multiscale | None:
+    """What an array tells: the names of its axes."""
+    if source.axes is None:
+        return None
+    n = len(source.shape)
+    return Multiscale(source.axes, (None,) * n, (Level("", (1.0,) * n, (0.0,) * n),))
+
+
+def from_level(form: Multiscale, level: int) -> Multiscale:
+    """The image without its levels before one of them."""
+    return replace(form, levels=form.levels[level:])
+
+
+def in_order(source: Image, known: Multiscale | None, axes: Any) -> tuple[Image, Multiscale | None]:
+    """An image whose own axes are known, with these in the order of OME-Zarr."""
+    if known is None or axes is not None or not set(known.axes) <= set("tczyx"):
+        return source, known
+    order = sorted(range(len(known.axes)), key=lambda axis: "tczyx".index(known.axes[axis]))
+    if order == list(range(len(order))):
+        return source, known
+    levels = tuple(
+        replace(one, scale=tuple(one.scale[a] for a in order), translation=tuple(one.translation[a] for a in order))
+        for one in known.levels
+    )
+    moved = replace(
+        known, axes="".join(known.axes[a] for a in order), units=tuple(known.units[a] for a in order), levels=levels
+    )
+    transposed: da.Array = lazily(source).transpose(order)
+    return GraphImage(transposed, moved.axes), moved
+
+
+def make_frame(known: Multiscale | None, axes: str, ndim: int, scale: Any, translation: Any, unit: Any) -> Multiscale:
+    """Axes, units and place of the finest level: what is given, else what is known."""
+    fits = known is not None and len(known.axes) == ndim
+    base = known.levels[0] if fits and known is not None else Level("", (1.0,) * ndim, (0.0,) * ndim)
+    units = known.units if fits and known is not None else (None,) * ndim
+    steps = _numbers("scale", scale, axes, base.scale)
+    if any(step <= 0 for step in steps):
+        raise GeometryError(f"scale {steps} has an entry that is not above 0.")
+    first = Level("", steps, _numbers("translation", translation, axes, base.translation))
+    made = Multiscale(axes, _units(unit, axes, units), (first,))
+    return made if known is None else replace(made, name=known.name, channels=known.channels if fits else ())
+
+
+def _numbers(what: str, value: Any, axes: str, known: Sequence[float]) -> tuple[float, ...]:
+    """One number per axis: given for all spatial axes, per axis, or known."""
+    if value is None:
+        return tuple(known)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        given = [float(value) if name in "zyx" else own for name, own in zip(axes, known, strict=True)]
+    else:
+        given = [float(one) for one in value]
+    if len(given) != len(axes) or not np.all(np.isfinite(given)):
+        raise GeometryError(f"{what} {value!r} is not one finite number for each of the axes {axes!r}.")
+    return tuple(given)
+
+
+def _units(unit: Any, axes: str, known: Sequence[str | None]) -> tuple[str | None, ...]:
+    if unit is None:
+        return tuple(known)
+    given = (
+        [unit if name in "zyx" else own for name, own in zip(axes, known, strict=True)]
+        if isinstance(unit, str)
+        else list(unit)
+    )
+    if len(given) != len(axes):
+        raise GeometryError(
+            f"unit {unit!r} has {len(given)} entries, the axes are {axes!r}. Give one, or one per axis."
+        )
+    return tuple(unit_name(one, name) for one, name in zip(given, axes, strict=True))
+
+
+def describe_channels(channels: Any, form: Multiscale, source: Image) -> tuple[Mapping[str, Any], ...]:
+    """What is kept of each channel: a name, and a colour where there are several."""
+    n = source.shape[form.axes.index("c")] if "c" in form.axes else 1
+    if channels is None:
+        return form.channels if len(form.channels) == n else ()
+    given = [{"label": one} if isinstance(one, str) else dict(one) for one in channels]
+    if len(given) != n:
+        raise GeometryError(f"channels {[one.get('label') for one in given]} are {len(given)}, the image has {n}.")
+    colours = ("FFFFFF",) if n == 1 else _COLOURS
+    return tuple({"color": colours[k % len(colours)], "active": True, **one} for k, one in enumerate(given))
+
+
+def factors_between(known: Multiscale | None, n_levels: int | None) -> Any:
+    """The factors between the levels of an image, as many as are wanted; 2 where they are not all whole numbers."""
+    if known is None or len(known.levels) < 2:
+        return 2
+    steps = []
+    for fine, coarse in zip(known.levels[:-1], known.levels[1:], strict=True):
+        ratios = [b / a for a, b in zip(fine.scale, coarse.scale, strict=True)]
+        if any(abs(ratio - round(ratio)) > 1e-3 or round(ratio) < 1 for ratio in ratios):
+            return 2
+        steps.append(tuple(map(round, ratios)))
+    if n_levels is None:
+        return steps
+    return [*steps, *[steps[-1]] * n_levels][: max(n_levels - 1, 0)] or 2
+
+
+def describe_labels(colors: Any, properties: Any, *, has_image: bool) -> dict[str, Any]:
+    """What "image-label" keeps: the image of the labels, their colours and properties."""
+    words: dict[str, Any] = {"source": {"image": "../../"}} if has_image else {}
+    if colors is not None:
+        words["colors"] = [_colour(value, rgba) for value, rgba in colors.items()]
+    if properties is not None:
+        words["properties"] = [dict(one) for one in properties]
+        if any("label-value" not in one for one in words["properties"]):
+            raise ParameterError("Each of properties needs the key 'label-value', the label that it is about.")
+    return words
+
+
+def _colour(value: int, rgba: Sequence[int]) -> dict[str, Any]:
+    parts = [int(part) for part in rgba]
+    if len(parts) not in (3, 4) or any(not 0 <= part <= 255 for part in parts):
+        raise ParameterError(f"The color {rgba!r} of label {value} is not three or four numbers from 0 to 255.")
+    return {"label-value": int(value), "rgba": [*parts, 255][:4]}

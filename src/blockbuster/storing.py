@@ -1,0 +1,167 @@
+"""From the options of a call to a plan for one array: how it is stored, in which tiles it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from blockbuster.destination import Destination
+from blockbuster.encoding import Compression, Encoding, ZarrFormat, encode_like, new_encoding
+from blockbuster.errors import GeometryError
+from blockbuster.grid import TileGrid
+from blockbuster.outputs import chunks_within, format_of
+from blockbuster.sources import Image, StoredImage, open_source
+from blockbuster.stores import StoreRef, open_node
+from blockbuster.tilewise import ArrayPlan, Kernel, TilePlan
+from blockbuster.tiling import TileShape, check_block_ids, make_grid, make_writing_grid
+
+__all__ = ["Storage", "plan_array", "stored_chunks"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What was asked for of how a result is stored: see `blockbuster.copy`."""
+
+    chunks: Any = None
+    shards: Any = "keep"
+    compression: Compression = "keep"
+    zarr_format: ZarrFormat | None = None
+
+    def like(self, array: zarr.Array[Any], dtype: np.dtype[Any], form: ZarrFormat, chunks: Any) -> Encoding:
+        """As an array is stored, but for what was asked for."""
+        return encode_like(
+            array, dtype=dtype, zarr_format=form, chunks=chunks, shards=self.shards, compression=self.compression
+        )
+
+    def new(
+        self,
+        shape: Sequence[int],
+        form: ZarrFormat,
+        axes: str | None,
+        *,
+        chunks: Any = None,
+        like: Sequence[int] | None = None,
+    ) -> Encoding:
+        """As arrays are stored that are not from zarr, but for what was asked for."""
+        return new_encoding(
+            shape,
+            zarr_format=form,
+            axes=axes,
+            chunks=self.chunks if chunks is None else chunks,
+            shards=None if _keeps(self.shards) else self.shards,
+            compression="lz4" if _keeps(self.compression) else self.compression,
+            like=like,
+        )
+
+
+def plan_array(
+    operation: str,
+    image: Image,
+    kernel: Kernel,
+    to: Destination,
+    storage: Storage,
+    *,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    tile_shape: TileShape,
+    mask: Any,
+    block_ids: Sequence[int] | None,
+) -> TilePlan:
+    """The plan of one array that is made from an image.
+
+    Raises
+    ------
+    GeometryError, ParameterError, ImageError
+        If options do not fit the image, the result, or each other.
+    """
+    patches = mask is not None or block_ids is not None
+    stored = _plain_array(image)
+    same_type = stored is not None and stored.dtype.newbyteorder("=") == dtype
+    same_shape = stored is not None and stored.shape == tuple(shape)
+    encoding = None if to.write_to is None else _encoding(image, stored, to, storage, shape, dtype, tile_shape)
+    if encoding is None:
+        grid = _grid(shape, image, tile_shape)
+    else:
+        unit = _existing_unit(to, patches) or encoding.unit
+        reads = [n * c // max(m, 1) for n, m, c in zip(shape, image.shape, stored_chunks(image), strict=True)]
+        few = [1] * len(unit) if block_ids is not None else reads
+        tiles = unit if tile_shape is None and block_ids is not None else tile_shape
+        grid = make_writing_grid(shape, tiles, unit, dtype=dtype, reads=few)
+    array = ArrayPlan(
+        image,
+        kernel,
+        grid,
+        dtype,
+        encoding=encoding,
+        stored_dtype=stored.dtype if stored is not None and same_type else None,
+        attributes=stored.attrs.asdict() if stored is not None and same_shape else {},
+    )
+    inside = _check_mask(mask, shape)
+    return TilePlan(operation, (array,), mask=inside, block_ids=check_block_ids(block_ids, grid))
+
+
+def stored_chunks(image: Image) -> tuple[int, ...]:
+    """The largest chunk of an image per axis, voxels."""
+    return tuple(max(axis, default=1) or 1 for axis in image.chunks)
+
+
+def _encoding(
+    image: Image,
+    stored: zarr.Array[Any] | None,
+    to: Destination,
+    storage: Storage,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    tile_shape: TileShape,
+) -> Encoding:
+    form = storage.zarr_format
+    if stored is not None:
+        return storage.like(stored, dtype, form or stored.metadata.zarr_format, storage.chunks)
+    chunks = storage.chunks
+    is_given = isinstance(tile_shape, Sequence) and not isinstance(tile_shape, str)
+    if chunks is None and _keeps(storage.shards) and is_given:
+        chunks = chunks_within(TileGrid.regular(shape, tile_shape))  # type: ignore[arg-type]
+    return storage.new(shape, form or format_of(to.root), image.axes, chunks=chunks, like=stored_chunks(image))
+
+
+def _grid(shape: Sequence[int], image: Image, tile_shape: TileShape) -> TileGrid:
+    """Tiles of a result that is not stored: by default blocks as large as those of the image."""
+    if tuple(shape) == image.shape:
+        return make_grid(image, tile_shape, 0)
+    tiles = tile_shape if tile_shape not in (None, "auto") else stored_chunks(image)
+    if callable(tiles):
+        tiles = tiles(tuple(shape), image.dtype)
+    return TileGrid.regular(shape, tiles)  # type: ignore[arg-type]
+
+
+def _keeps(option: Any) -> bool:
+    return isinstance(option, str) and option == "keep"
+
+
+def _existing_unit(to: Destination, patches: bool) -> tuple[int, ...] | None:
+    """Whole chunks or shards of the array that a patch goes into, if there is one."""
+    if not patches or not to.path.exists():
+        return None
+    node = open_node(str(to.path))
+    return (node.shards or node.chunks) if isinstance(node, zarr.Array) else None
+
+
+def _plain_array(image: Image) -> zarr.Array[Any] | None:
+    """The zarr array that an image is, voxel by voxel."""
+    if not isinstance(image, StoredImage) or any(index is not None for index in image.fixed):
+        return None
+    array = image.ref.open()
+    return array if isinstance(array, zarr.Array) and isinstance(image.ref, StoreRef) else None
+
+
+def _check_mask(mask: Any, shape: Sequence[int]) -> Image | None:
+    if mask is None:
+        return None
+    inside = open_source(mask, channel=None, plain_level=True)
+    if inside.shape != tuple(shape):
+        raise GeometryError(f"The mask has shape {inside.shape}, the result {tuple(shape)}. They must be the same.")
+    return inside
