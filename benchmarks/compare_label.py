@@ -9,18 +9,14 @@ Prints the median of the rounds, the ratio of medians to blockbuster, and the hi
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 from contestants import CONTESTANTS, N_THREADS, Task
+from harness import Result, in_process, in_turns, run_one, table
 from problems import PROBLEMS, store_problem
 
 IMPORTS = {
@@ -37,19 +33,23 @@ DEFAULT = ["blockbuster", "tiles without merge", "bioimage-py", "scipy in memory
 def main() -> None:
     options = _options()
     if options.run:
-        _run_one(options.run, Task(**json.loads(options.task)))
+        task = Task(**json.loads(options.task))
+        run_one(lambda: CONTESTANTS[options.run](task), IMPORTS.get(options.run, "zarr"))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         problems = Path(options.folder or folder)
         image, threshold = store_problem(options.problem, options.size, options.chunk, problems)
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
-        for number in range(options.rounds + 1):
-            for name in options.only:
-                result = _in_process(name, Task(str(image), str(Path(folder, "labels.zarr")), threshold))
-                # The first round warms the file cache.
-                if number:
-                    runs[name].append(result)
-    _print(options, runs)
+        task = Task(str(image), str(Path(folder, "labels.zarr")), threshold)
+
+        def run(name: str) -> Result:
+            shutil.rmtree(task.labels, ignore_errors=True)
+            return in_process(__file__, name, asdict(task))
+
+        runs = in_turns(options.only, options.rounds, run)
+    print(
+        f"{options.problem} {options.size}, chunks of {options.chunk}, {N_THREADS} threads, {options.rounds} rounds\n"
+    )
+    table(runs, "blockbuster")
 
 
 def _options() -> argparse.Namespace:
@@ -63,46 +63,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _in_process(name: str, task: Task) -> dict[str, float]:
-    shutil.rmtree(task.labels, ignore_errors=True)
-    command = [sys.executable, __file__, "--run", name, "--task", json.dumps(asdict(task))]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    result: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
-    return result
-
-
-def _run_one(name: str, task: Task) -> None:
-    """Import first, dask's own late import too: only the work is timed."""
-    import distributed  # noqa: F401
-
-    importlib.import_module(IMPORTS.get(name, "zarr"))
-    begin = time.perf_counter()
-    CONTESTANTS[name](task)
-    seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak": _peak_mib()}))
-
-
-def _peak_mib() -> float:
-    """The high-water mark of this program alone: getrusage's is inherited from the program that started it."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
-
-
-def _print(options: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> None:
-    medians = {name: statistics.median(r["seconds"] for r in results) for name, results in runs.items()}
-    reference = medians.get("blockbuster", min(medians.values()))
-    print(
-        f"{options.problem} {options.size}, chunks of {options.chunk}, {N_THREADS} threads, {options.rounds} rounds\n"
-    )
-    print("| | seconds (median) | lowest to highest | times blockbuster | peak memory, MiB |\n|---|---|---|---|---|")
-    for name, results in runs.items():
-        times = [r["seconds"] for r in results]
-        print(
-            f"| {name} | {medians[name]:.2f} | {min(times):.2f} to {max(times):.2f} | {medians[name] / reference:.2f} "
-            f"| {max(r['peak'] for r in results):.0f} |"
-        )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,21 @@ def tiny_tiles(size: int, seed: int = 0) -> tuple[np.ndarray, None]:
     return (np.random.default_rng(seed).random((size,) * 2, dtype=np.float32) < 0.4).astype(np.uint8), None
 
 
+def store_camera_noise(shape: tuple[int, ...], chunks: tuple[int, ...], folder: Path, seed: int = 0) -> Path:
+    """A uint16 volume as a camera gives it: dim structure, shot noise, an offset; unless it is there from before."""
+    path = folder / f"noise-{'x'.join(map(str, shape))}.zarr"
+    if path.exists():
+        return path
+    array = zarr.create_array(path, shape=shape, chunks=chunks, dtype="uint16")
+    rng = np.random.default_rng(seed)
+    for z in range(0, shape[0], chunks[0]):
+        slab = (min(chunks[0], shape[0] - z), *shape[1:])
+        coarse = rng.random([-(-n // 32) + 1 for n in slab], dtype=np.float32)
+        structure = scipy.ndimage.zoom(coarse, 32, order=1)[tuple(slice(0, n) for n in slab)]
+        array[z : z + slab[0]] = (100 + rng.poisson(20 + 300 * structure**4)).astype(np.uint16)
+    return path
+
+
 PROBLEMS: dict[str, Callable[..., tuple[np.ndarray, float | None]]] = {
     "blobs": smooth_blobs,
     "random": random_foreground,

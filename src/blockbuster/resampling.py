@@ -46,6 +46,8 @@ _NEGLIGIBLE = 1e-10
 # Standard deviations at which scipy cuts a Gaussian.
 _TRUNCATE = 4.0
 _MAX_ORDER = 5
+# Voxels that are reduced at once.
+_SLAB = 1 << 19
 
 
 class Resampling(Protocol):
@@ -114,12 +116,13 @@ class Cells:
         """The values of the cells."""
         out = np.empty(tuple(-(-n // f) for n, f in zip(block.shape, self.factors, strict=True)), block.dtype)
         for cell, part, where in _whole_cells(block.shape, self.factors):
-            out[where] = _REDUCTIONS[self.method](block[part], cell)
+            for slab, to in _slabs(part, where, cell):
+                out[to] = _REDUCTIONS[self.method](block[slab], cell)
         return out
 
     def work_bytes(self, dtype: np.dtype[Any]) -> int:
-        """Those of the block, and of sums over the first axis."""
-        return 3 * dtype.itemsize
+        """Those of the block: what comes of it is made slab by slab."""
+        return dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -313,15 +316,36 @@ def _whole_cells(shape: Sequence[int], factors: Sequence[int]) -> Iterator[tuple
         yield tuple(c for c, _, _ in chosen), tuple(p for _, p, _ in chosen), tuple(w for _, _, w in chosen)
 
 
-def _along_axes(block: NDArray[Any], cell: Cell, join: Callable[..., Any]) -> NDArray[Any]:
-    """Join the voxels of each cell by a binary ufunc, axis by axis: the first are contiguous, and leave less to do."""
+def _slabs(part: Region, where: Region, cell: Cell) -> Iterator[tuple[Region, Region]]:
+    """A part and its place in the result, cut into slabs whose intermediate results stay in the cache."""
+    extents = [s.stop - s.start for s in where]
+    axis = next((axis for axis, n in enumerate(extents) if n > 1), 0)
+    layer = math.prod(s.stop - s.start for s in part) // max(extents[axis], 1)
+    step = max(_SLAB // max(layer, 1), 1)
+    for begin in range(0, extents[axis], step):
+        end = min(begin + step, extents[axis])
+        source, target = list(part), list(where)
+        source[axis] = slice(part[axis].start + begin * cell[axis], part[axis].start + end * cell[axis])
+        target[axis] = slice(where[axis].start + begin, where[axis].start + end)
+        yield tuple(source), tuple(target)
+
+
+def _along_axes(block: NDArray[Any], cell: Cell, join: np.ufunc, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """Join the voxels of each cell, axis by axis: the first are contiguous, and leave less to do.
+
+    Parameters
+    ----------
+    dtype : dtype, optional
+        To join them in. Default: that of the block.
+    """
+    wide = block.dtype if dtype is None else dtype
     for axis, f in enumerate(cell):
-        strides = [_strided(block, axis, f, k) for k in range(f)]
         if f > 1:
-            block = join(strides[0], strides[1])
-            for part in strides[2:]:
-                join(block, part, out=block)
-    return block
+            joined = join(_strided(block, axis, f, 0), _strided(block, axis, f, 1), dtype=wide)
+            for k in range(2, f):
+                join(joined, _strided(block, axis, f, k), out=joined)
+            block = joined
+    return block.astype(wide, copy=False)
 
 
 def _strided(block: NDArray[Any], axis: int, step: int, begin: int) -> NDArray[Any]:
@@ -340,24 +364,38 @@ def _mean(block: NDArray[Any], cell: Cell) -> NDArray[Any]:
     """Exact, rounded to the nearest for integers, halves to even."""
     n = math.prod(cell)
     if block.dtype.kind in "fc":
-        wide = np.result_type(block.dtype, np.float64)
-        return np.asarray(_along_axes(block.astype(wide, copy=False), cell, np.add) / n)
+        return np.asarray(_along_axes(block, cell, np.add, np.result_type(block.dtype, np.float64)) / n)
     if block.dtype.kind == "b":
         return np.asarray(_mean(block.view(np.uint8), cell) != 0)
-    if block.dtype.itemsize == 8:
+    wide = _wide(block.dtype, n)
+    if wide is None:
         quotients, rests = np.divmod(block, block.dtype.type(n))
         whole, rest = np.divmod(_along_axes(rests, cell, np.add), block.dtype.type(n))
         return _half_to_even(_along_axes(quotients, cell, np.add) + whole, rest, n)
-    wide = _wide(block.dtype, n)
-    whole, rest = np.divmod(_along_axes(block.astype(wide), cell, np.add), wide.type(n))
-    return _half_to_even(whole, rest, n)
+    total = _along_axes(block, cell, np.add, wide)
+    return _shifted(total, n) if n & (n - 1) == 0 else _half_to_even(*np.divmod(total, wide.type(n)), n)
 
 
-def _wide(dtype: np.dtype[Any], n: int) -> np.dtype[Any]:
-    """The narrowest dtype, of 32 bits or more, that holds sums of n values."""
+def _wide(dtype: np.dtype[Any], n: int) -> np.dtype[Any] | None:
+    """The narrowest signed integers that hold twice the sum of n values; None where there are none."""
     limits = np.iinfo(dtype)
-    fits32 = n * max(-int(limits.min), int(limits.max)) <= np.iinfo(np.int32).max
-    return np.dtype(np.int32 if fits32 else np.int64)
+    most = 2 * n * max(-int(limits.min), int(limits.max))
+    fitting = (np.dtype(kind) for kind in (np.int16, np.int32, np.int64) if most <= np.iinfo(kind).max)
+    return next(fitting, None)
+
+
+def _shifted(total: NDArray[Any], n: int) -> NDArray[Any]:
+    """``total / n`` rounded, for n a power of 2."""
+    bits = n.bit_length() - 1
+    if not bits:
+        return total
+    # Halves go up where the floor is odd: then the floor of this is the even one.
+    made = total >> bits
+    made &= 1
+    made += total
+    made += n // 2 - 1
+    made >>= bits
+    return made
 
 
 def _half_to_even(whole: NDArray[Any], rest: NDArray[Any], n: int) -> NDArray[Any]:

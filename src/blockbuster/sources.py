@@ -168,10 +168,10 @@ class StoredImage:
         content = self.ref.file_states() or self._samples()
         return f"{self.ref.describe()} {self.shape} {self.dtype} at {picked} {tokenize(content)}"
 
-    def read(self, region: Region) -> NDArray[Any]:
-        """The voxels of a region."""
+    def read(self, region: Region, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The voxels of a region; in `out`, of its shape, where they can be read into it."""
         slices = iter(region)
-        return read_region(self.ref.open(), tuple(next(slices) if i is None else i for i in self.fixed))
+        return read_region(self.ref.open(), tuple(next(slices) if i is None else i for i in self.fixed), out)
 
     @property
     def ndim(self) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
@@ -23,6 +21,7 @@ from blockbuster.numbering import LocalLabels, first_voxels, number_locally
 from blockbuster.outputs import Output
 from blockbuster.ownership import Holder
 from blockbuster.rules import Rule, SlabKey, seams_and_slabs, slab_region, slabs_of
+from blockbuster.scratch import scratch
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord
 from blockbuster.tasks import blaming
@@ -53,8 +52,6 @@ Records: TypeAlias = Callable[[int], TileRecord]
 # Above this share of labels at the outer edge of what their tile has read, the overlap is likely too small.
 _REACHING_SHARE = 0.5
 _TAKE = 1 << 16
-# Bytes that a thread keeps from one tile to the next, and after the last.
-_SCRATCH = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -264,7 +261,7 @@ def write_block(job: Job, number: int) -> None:
     with blaming(region, "writing"):
         tiles = _labelled_tiles(job, region)
         if tiles:
-            job.output.write(region.core, _final_labels(job, region, tiles, _scratch(region.shape, job.dtype)))
+            job.output.write(region.core, _final_labels(job, region, tiles, scratch("labels", region.shape, job.dtype)))
         job.stage.mark_written(job.output.mark, number)
 
 
@@ -431,20 +428,6 @@ def _take(table: NDArray[Any], local: NDArray[Any], target: NDArray[Any]) -> Non
         part = slice(begin, begin + _TAKE)
         # "clip" lets numpy write to `out` without a buffer; all ids are in range.
         np.take(table, source[part], out=sink[part], mode="clip")
-
-
-_buffers = threading.local()
-
-
-def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array that this thread may use until it asks for another: fresh pages are what costs time."""
-    size = math.prod(shape) * dtype.itemsize
-    if size > _SCRATCH:
-        return np.empty(shape, dtype)
-    if getattr(_buffers, "bytes", np.empty(0, np.uint8)).size < size:
-        _buffers.bytes = np.empty(size, np.uint8)
-    held: NDArray[np.uint8] = _buffers.bytes
-    return held[:size].view(dtype).reshape(shape)
 
 
 def _tell(report: Report, job: Job) -> None:

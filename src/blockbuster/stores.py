@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer.cpu import NDBuffer
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 from zarrs.pipeline import (
     UnsupportedMetadataError,
@@ -264,7 +265,16 @@ def is_native(array: zarr.Array[Any]) -> bool:
     return array.dtype.isnative and stored in (None, sys.byteorder)
 
 
-def read_region(array: Readable, region: tuple[slice | int, ...]) -> NDArray[Any]:
-    """A region as a numpy array in native byte order."""
+def read_region(array: Readable, region: tuple[slice | int, ...], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """A region as a numpy array in native byte order.
+
+    Parameters
+    ----------
+    out : ndarray, optional
+        C-contiguous, of the shape and dtype of what is read: where to put it, if that can be done.
+    """
+    if out is not None and isinstance(array, zarr.Array) and array.dtype == out.dtype and is_native(array):
+        array.get_basic_selection(region, out=NDBuffer.from_numpy_array(out))
+        return out
     block = np.asarray(array[region])
     return block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))

@@ -43,6 +43,7 @@ from blockbuster.grid import Region, Tile, TileGrid, region_shape
 from blockbuster.outputs import Members, Output, Patch, plan_output
 from blockbuster.progress import shown
 from blockbuster.raw import RawChunks, can_copy_raw
+from blockbuster.scratch import scratch
 from blockbuster.sources import Image, StoredImage, from_store, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.stores import StoreRef
@@ -53,7 +54,7 @@ __all__ = ["ArrayPlan", "Kernel", "TilePlan", "make_array", "make_store"]
 logger = logging.getLogger("blockbuster")
 
 # Bytes that a task may work on at once.
-_PART = 3 << 25
+_PART = 1 << 24
 
 
 class Kernel(Protocol):
@@ -366,18 +367,22 @@ class _Work:
         return made.astype(self.dtype, copy=False)
 
     def _read_and_made(self, tile: Tile, image: StoredImage) -> NDArray[Any]:
-        """Part by part, so that what is read for a tile need not fit the memory at once."""
+        """Part by part, so that what is read for a tile need not fit the memory at once.
+
+        What is not handed on is in memory that is used again.
+        """
         parts = list(_parts(tile.core, self.kernel, image))
-        out = np.empty(tile.shape, self.dtype) if len(parts) > 1 else None
+        lent = self.output is not None
+        out = scratch("made", tile.shape, self.dtype) if lent else np.empty(tile.shape, self.dtype)
         for part in parts:
+            region = self.kernel.source(part, image.shape)
             with blaming(tile, "reading the image"):
-                block = image.read(self.kernel.source(part, image.shape))
+                block = image.read(region, scratch("read", region_shape(region), image.dtype) if lent else None)
             with blaming(tile, "the function"):
                 made = self.kernel(block, part, image.shape)
-            if out is None:
+            if len(parts) == 1:
                 return made
             out[tuple(slice(s.start - o, s.stop - o) for s, o in zip(part, tile.start, strict=True))] = made
-        assert out is not None
         return out
 
 
