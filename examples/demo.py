@@ -11,12 +11,9 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from ome_zarr.writer import write_image, write_label_metadata, write_multiscales_metadata
 from picture import frame, page, panel
 from PIL import Image
 from scipy import ndimage
@@ -44,7 +41,7 @@ def main(folder: Path) -> int:
     pieces = blockbuster.tile_process(
         store, segment, tile_shape=TILE_SHAPE, overlap=OVERLAP, merge=None, sequential_labels=True, compute=True
     )
-    whole = segment(zarr.open_array(store / full_resolution(store)["path"], mode="r")[0])
+    whole = segment(blockbuster.load_ome_zarr(store, channel="haematoxylin").compute())
     picture(section, labels, pieces).save(folder / "demo.png", optimize=True)
     return 0 if report(store, labels, pieces, whole) else 1
 
@@ -63,9 +60,22 @@ def segment(tile: NDArray[np.uint8]) -> NDArray[np.int32]:
     return watershed(-depth, seeds, mask=mask)
 
 
+def write_stains(store: Path, section: NDArray[np.uint8]) -> None:
+    """Write the two stains of the section as the channels of an OME-Zarr image."""
+    stains = np.moveaxis(color.rgb2hed(section)[..., [0, 2]], -1, 0)
+    brightest = np.percentile(stains, 99.8, axis=(1, 2), keepdims=True)
+    blockbuster.write_image(
+        np.clip(stains / brightest * 255, 0, 255).astype(np.uint8),
+        store,
+        axes="cyx",
+        name="tissue",
+        channels=[{"label": "haematoxylin", "color": "5C7CFF"}, {"label": "DAB", "color": "C07830"}],
+        chunks=(1, 128, 128),
+    )
+
+
 def label_nuclei(store: Path) -> NDArray[np.int32]:
     """Segment the image tile by tile, into the OME-Zarr that it lies in."""
-    level = full_resolution(store)
     labels = blockbuster.tile_process(
         store,
         segment,
@@ -74,50 +84,8 @@ def label_nuclei(store: Path) -> NDArray[np.int32]:
         overlap=OVERLAP,
         merge="iou",
         sequential_labels=True,
-        write_to=store,
-        output_component=f"labels/{NAME}/{level['path']}",
     )
-    register_labels(store, level)
-    return labels.compute()
-
-
-# OME-Zarr
-
-
-def write_stains(store: Path, section: NDArray[np.uint8]) -> None:
-    """Write the two stains of the section as the channels of an OME-Zarr image."""
-    stains = np.moveaxis(color.rgb2hed(section)[..., [0, 2]], -1, 0)
-    brightest = np.percentile(stains, 99.8, axis=(1, 2), keepdims=True)
-    window = {"min": 0, "max": 255, "start": 0, "end": 255}
-    channels = [
-        {"label": "haematoxylin", "color": "5C7CFF", "window": window},
-        {"label": "DAB", "color": "C07830", "window": window},
-    ]
-    write_image(
-        np.clip(stains / brightest * 255, 0, 255).astype(np.uint8),
-        str(store),
-        axes="cyx",
-        name="tissue",
-        scale_factors=(),
-        storage_options={"chunks": (1, 128, 128)},
-    )
-    group = zarr.open_group(store, mode="r+")
-    group.attrs["ome"] = {**group.attrs["ome"], "omero": {"channels": channels}}
-
-
-def full_resolution(store: Path) -> dict[str, Any]:
-    """Path and place of the image at full resolution."""
-    return zarr.open_group(store, mode="r").attrs["ome"]["multiscales"][0]["datasets"][0]
-
-
-def register_labels(store: Path, level: dict[str, Any]) -> None:
-    """Make an array of the store labels of its image, at the same place in the world."""
-    places = [{**t, t["type"]: t[t["type"]][1:]} for t in level["coordinateTransformations"]]
-    group = zarr.open_group(store, mode="r+")["labels"]
-    group.attrs["ome"] = {"version": "0.5"}
-    dataset = {"path": level["path"], "coordinateTransformations": places}
-    write_multiscales_metadata(group[NAME], [dataset], axes="yx", name=NAME)
-    write_label_metadata(group, NAME, source={"image": "../../"})
+    return blockbuster.write_labels(labels, store, NAME).data.compute()
 
 
 # What a person sees
