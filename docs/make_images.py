@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def main() -> None:
     """Draw all of them."""
     IMAGES.mkdir(exist_ok=True)
     draw_demo()
+    draw_levels()
     draw_seam().save(IMAGES / "seam.png", optimize=True)
     draw_dense().save(IMAGES / "dense.jpg", quality=92)
     draw_overlap().save(IMAGES / "overlap.jpg", quality=92)
@@ -37,6 +39,14 @@ def draw_demo() -> None:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, ROOT / "examples" / "demo.py", folder], check=True)
         Image.open(Path(folder, "demo.png")).save(IMAGES / "demo.jpg", quality=92)
+
+
+def draw_levels() -> None:
+    """The picture that the code on the page on OME-Zarr makes."""
+    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "ome-zarr.md").read_text(), re.DOTALL | re.MULTILINE)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        Image.open(Path(folder, "levels.png")).save(IMAGES / "levels.png", optimize=True)
 
 
 # What each rule looks at

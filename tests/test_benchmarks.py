@@ -37,6 +37,28 @@ def test_the_cost_of_a_tile_is_measured() -> None:
     assert "LocalCluster" in printed
 
 
+@pytest.mark.slow
+def test_ways_of_copying_are_compared() -> None:
+    size = ["--shape", "16", "32", "32", "--chunks", "8", "16", "16", "--to", "4", "16", "16", "--rounds", "1"]
+    printed = run("compare_transfer.py", *size, "--only", "blockbuster", "bare loop", "dask", "ome-zarr-py")
+    assert printed.count("| blockbuster |") == 4
+    assert printed.count("| dask |") == 3
+    assert printed.count("| ome-zarr-py |") == 1
+
+
+@pytest.mark.parametrize("job", ["rechunk", "recode", "same"])
+def test_contestants_make_the_same_copy(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from problems import store_camera_noise
+    from transfers import TRANSFERS, Transfer
+
+    image = store_camera_noise((16, 32, 32), (8, 16, 16), tmp_path)
+    for name in {"blockbuster", "bare loop", "dask"} & set(TRANSFERS[job]):
+        copied = tmp_path / f"{name}.zarr"
+        TRANSFERS[job][name](Transfer(str(image), str(copied), [8, 16, 16] if job == "same" else [4, 16, 16]))
+        np.testing.assert_array_equal(zarr.open_array(copied)[...], zarr.open_array(image)[...])
+
+
 def test_contestants_find_the_same_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from contestants import CONTESTANTS, Task

@@ -49,10 +49,14 @@ class Cast:
             return rounded(block, self.dtype)
         # Out of range is what "unsafe" asks for, and what "exact" finds.
         with np.errstate(invalid="ignore", over="ignore"):
-            made = block.astype(self.dtype)
+            made = _plainly(block, self.dtype)
             if self.casting == "exact":
                 _check_equal(block, made)
         return made
+
+
+def _plainly(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return (block.real if block.dtype.kind == "c" and dtype.kind != "c" else block).astype(dtype)
 
 
 def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> Cast:
@@ -67,8 +71,10 @@ def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> 
         raise ParameterError(
             f"casting {casting!r} is unknown. Choose one of {', '.join(map(repr, get_args(Casting)))}."
         )
+    if target is None:
+        return Cast(source)
     try:
-        dtype = source if target is None else np.dtype(target)
+        dtype = np.dtype(target)
     except TypeError:
         dtype = None
     if dtype is None or dtype.kind not in "biufc":
@@ -87,43 +93,74 @@ def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> 
 def rounded(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Values as `dtype`: for integers rounded to the nearest, halves to even, and clipped; NaN becomes 0.
 
+    Of complex numbers the real part is taken, and bool is whether what it is rounded to is not 0.
+
     Examples
     --------
     >>> rounded(np.array([0.5, 1.5, 1e30, np.nan]), np.dtype("int16"))
     array([    0,     2, 32767,     0], dtype=int16)
     """
+    if block.dtype.kind == "c" and dtype.kind != "c":
+        block = block.real
     if dtype.kind == "b":
-        return np.asarray(block > 0.5 if block.dtype.kind == "f" else block != 0)
-    if dtype.kind not in "iu":
-        return block.astype(dtype)
-    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-    if block.dtype.kind != "f":
-        if block.dtype.kind in "iu":
-            low, high = max(low, int(np.iinfo(block.dtype).min)), min(high, int(np.iinfo(block.dtype).max))
-            block = np.clip(block, low, high)
-        return block.astype(dtype)
-    work = block if block.dtype.itemsize >= 8 else block.astype(np.float64)
-    made: NDArray[Any] = np.nan_to_num(np.clip(np.rint(work), low, _below(high, work.dtype)), copy=False)
-    return made.astype(dtype)
+        return np.asarray(np.rint(block) != 0 if block.dtype.kind == "f" else block != 0)
+    if dtype.kind in "fc":
+        # What is too large for a narrow float is infinite there.
+        with np.errstate(over="ignore"):
+            return block.astype(dtype)
+    if block.dtype.kind == "f":
+        return _floats_to_integers(block, np.iinfo(dtype))
+    if block.dtype.kind in "iu":
+        block = np.clip(block, *_common_range(block.dtype, dtype))
+    return block.astype(dtype)
 
 
-def _below(limit: int, dtype: np.dtype[Any]) -> Any:
-    """The largest float that is not above `limit`: 2**64 - 1 is none itself."""
-    made = dtype.type(limit)
-    return made if int(made) <= limit else np.nextafter(made, dtype.type(0))
+def _floats_to_integers(block: NDArray[Any], limits: np.iinfo[Any]) -> NDArray[Any]:
+    work = np.rint(block, dtype=np.float64)
+    # As floats the limits of 64 bits are out of range themselves.
+    above, below = work >= float(limits.max), work <= float(limits.min)
+    made = np.where(above | below | np.isnan(work), 0.0, work).astype(limits.dtype)
+    made[above], made[below] = limits.max, limits.min
+    return made
+
+
+def _common_range(source: np.dtype[Any], target: np.dtype[Any]) -> tuple[int, int]:
+    one, other = np.iinfo(source), np.iinfo(target)
+    return max(int(one.min), int(other.min)), min(int(one.max), int(other.max))
 
 
 def _check_equal(block: NDArray[Any], made: NDArray[Any]) -> None:
-    back = made.astype(block.dtype)
-    changed = (back != block) & (block == block)
-    if block.dtype.kind in "fc" and made.dtype.kind in "biu":
-        changed |= block != block
-    if block.dtype.kind in "iu" and made.dtype.kind == "f":
-        # 2**64 as float is out of range, and may come back as anything.
-        changed |= made >= 2.0 ** (8 * block.dtype.itemsize - (block.dtype.kind == "i"))
+    changed = _changed(block, made)
     if changed.any():
         value = block[changed].flat[0]
         raise ValueError(
             f"{np.count_nonzero(changed)} values, such as {value}, change from {block.dtype} to {made.dtype}, and "
-            "casting='exact' was asked for."
+            "casting='exact' was asked for. Give a dtype that holds them, or casting='clip' or 'unsafe'."
         )
+
+
+def _changed(block: NDArray[Any], made: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a value is not what it was: what wraps around comes back as it was, and must be told by other means."""
+    if block.dtype.kind == "c" or made.dtype.kind == "c":
+        parts = [np.asarray(_changed(_part(block, part), _part(made, part))) for part in ("real", "imag")]
+        return np.asarray(parts[0] | parts[1])
+    changed = np.asarray(made.astype(block.dtype) != block)
+    if block.dtype.kind == "f" and made.dtype.kind == "f":
+        changed &= ~np.isnan(block)
+    if block.dtype.kind == "f" and made.dtype.kind in "biu":
+        changed |= ~np.isfinite(block) | (np.abs(block.astype(np.float64)) >= 2.0 ** (8 * made.dtype.itemsize))
+    if block.dtype.kind == "f" and made.dtype.kind == "i":
+        changed |= block.astype(np.float64) >= 2.0 ** (8 * made.dtype.itemsize - 1)
+    if block.dtype.kind in "iu" and made.dtype.kind in "iu":
+        changed |= (block < 0) != (made < 0)
+    if block.dtype.kind in "iu" and made.dtype.kind == "f":
+        bits = 8 * block.dtype.itemsize - (block.dtype.kind == "i")
+        changed |= ~np.isfinite(made) | (made.astype(np.float64) >= 2.0**bits)
+    return changed
+
+
+def _part(block: NDArray[Any], part: str) -> NDArray[Any]:
+    """The real or imaginary part, which are themselves and 0 for what is not complex."""
+    if block.dtype.kind == "c":
+        return np.asarray(getattr(block, part))
+    return block if part == "real" else np.zeros(block.shape, np.float64)

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
+from zarr.storage import MemoryStore
 
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import per_axis
@@ -67,10 +68,30 @@ class Encoding:
     def __str__(self) -> str:
         return f"format {self.zarr_format}, chunks {self.chunks}, shards {self.shards}, {self.options}"
 
+    def check(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        """Refuse what zarr would refuse, before anything is written.
+
+        Raises
+        ------
+        ParameterError
+            Such as for a codec of the other format.
+        """
+        try:
+            self._make(MemoryStore(), shape, dtype, {})
+        except (TypeError, ValueError, KeyError) as error:
+            raise ParameterError(
+                f"An array of {dtype} cannot be stored as asked in zarr format {self.zarr_format} ({self}): {error}"
+            ) from error
+
     def create(self, path: str, shape: Sequence[int], dtype: np.dtype[Any], attributes: dict[str, Any]) -> None:
         """Make the empty array."""
+        self._make(path, shape, dtype, attributes)
+
+    def _make(
+        self, store: str | MemoryStore, shape: Sequence[int], dtype: np.dtype[Any], attributes: dict[str, Any]
+    ) -> None:
         zarr.create_array(
-            path,
+            store,
             shape=tuple(shape),
             dtype=dtype,
             chunks=self.chunks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -73,28 +74,43 @@ def in_order(source: Image, known: Multiscale | None, axes: Any) -> tuple[Image,
     return GraphImage(transposed, moved.axes), moved
 
 
-def make_frame(known: Multiscale | None, axes: str, ndim: int, scale: Any, translation: Any, unit: Any) -> Multiscale:
+def make_frame(known: Multiscale | None, axes: str, scale: Any, translation: Any, unit: Any) -> Multiscale:
     """Axes, units and place of the finest level: what is given, else what is known."""
-    fits = known is not None and len(known.axes) == ndim
-    base = known.levels[0] if fits and known is not None else Level("", (1.0,) * ndim, (0.0,) * ndim)
-    units = known.units if fits and known is not None else (None,) * ndim
+    base, units = _by_name(known, axes)
     steps = _numbers("scale", scale, axes, base.scale)
     if any(step <= 0 for step in steps):
         raise GeometryError(f"scale {steps} has an entry that is not above 0.")
     first = Level("", steps, _numbers("translation", translation, axes, base.translation))
     made = Multiscale(axes, _units(unit, axes, units), (first,))
-    return made if known is None else replace(made, name=known.name, channels=known.channels if fits else ())
+    return made if known is None else replace(made, name=known.name, channels=known.channels)
+
+
+def _by_name(known: Multiscale | None, axes: str) -> tuple[Level, list[str | None]]:
+    """What is known of each axis, by its name."""
+    places = [known.axes.find(name) if known is not None else -1 for name in axes]
+    first = known.levels[0] if known is not None else Level("", (), ())
+    units = known.units if known is not None else ()
+    return (
+        Level(
+            "",
+            tuple(first.scale[place] if place >= 0 else 1.0 for place in places),
+            tuple(first.translation[place] if place >= 0 else 0.0 for place in places),
+        ),
+        [units[place] if place >= 0 else None for place in places],
+    )
 
 
 def _numbers(what: str, value: Any, axes: str, known: Sequence[float]) -> tuple[float, ...]:
     """One number per axis: given for all spatial axes, per axis, or known."""
     if value is None:
         return tuple(known)
-    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        given = [float(value) if name in "zyx" else own for name, own in zip(axes, known, strict=True)]
-    else:
-        given = [float(one) for one in value]
-    if len(given) != len(axes) or not np.all(np.isfinite(given)):
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "iuf":
+        numbers = np.full(1, np.nan)
+    given = numbers.astype(float).tolist()
+    if numbers.ndim == 0:
+        given = [given if name in "zyx" else own for name, own in zip(axes, known, strict=True)]
+    if numbers.ndim > 1 or len(given) != len(axes) or not np.all(np.isfinite(given)):
         raise GeometryError(f"{what} {value!r} is not one finite number for each of the axes {axes!r}.")
     return tuple(given)
 
@@ -126,19 +142,21 @@ def describe_channels(channels: Any, form: Multiscale, source: Image) -> tuple[M
     return tuple({"color": colours[k % len(colours)], "active": True, **one} for k, one in enumerate(given))
 
 
-def factors_between(known: Multiscale | None, n_levels: int | None) -> Any:
-    """The factors between the levels of an image, as many as are wanted; 2 where they are not all whole numbers."""
+def factors_between(known: Multiscale | None, begin: int, n_levels: int | None) -> Any:
+    """The factors between the levels of an image from one on, the last of them again for more levels than it has.
+
+    2 where they are not all whole numbers.
+    """
     if known is None or len(known.levels) < 2:
         return 2
     steps = []
-    for fine, coarse in zip(known.levels[:-1], known.levels[1:], strict=True):
+    for fine, coarse in itertools.pairwise(known.levels):
         ratios = [b / a for a, b in zip(fine.scale, coarse.scale, strict=True)]
         if any(abs(ratio - round(ratio)) > 1e-3 or round(ratio) < 1 for ratio in ratios):
             return 2
         steps.append(tuple(map(round, ratios)))
-    if n_levels is None:
-        return steps
-    return [*steps, *[steps[-1]] * n_levels][: max(n_levels - 1, 0)] or 2
+    wanted = steps[begin:] if n_levels is None else [*steps[begin:], *[steps[-1]] * n_levels][: max(n_levels - 1, 0)]
+    return wanted or 2
 
 
 def describe_labels(colors: Any, properties: Any, *, has_image: bool) -> dict[str, Any]:

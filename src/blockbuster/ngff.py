@@ -6,12 +6,13 @@ under "ome" in those of a group of format 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from blockbuster.encoding import ZarrFormat
 from blockbuster.errors import GeometryError, ImageError, ParameterError
@@ -51,8 +52,8 @@ _PREFIXES = {
 }  # fmt: skip
 _BASES = {"m": "meter", "metre": "meter", "s": "second", "sec": "second"}
 _WORDS = {
-    "micron": "micrometer", "microns": "micrometer", "Å": "angstrom", "in": "inch", "ft": "foot", "yd": "yard",
-    "mi": "mile", "min": "minute", "h": "hour", "d": "day",
+    "micron": "micrometer", "Å": "angstrom", "\u212b": "angstrom", "in": "inch", "inche": "inch", "feet": "foot",
+    "ft": "foot", "yd": "yard", "mi": "mile", "msec": "millisecond", "min": "minute", "h": "hour", "d": "day",
 }  # fmt: skip
 _SPACE = {"angstrom", "foot", "inch", "mile", "parsec", "yard", "meter", *(f"{p}meter" for p in _PREFIXES.values())}
 _TIME = {"day", "hour", "minute", "second", *(f"{p}second" for p in _PREFIXES.values())}
@@ -160,8 +161,7 @@ def check_level(level: Any, n_levels: int, path: str) -> None:
 def ome_attributes(node: zarr.Array[Any] | zarr.Group) -> Mapping[str, Any]:
     """The attributes of a node that are those of OME-Zarr, whatever the version."""
     attributes: Mapping[str, Any] = node.attrs.asdict()
-    ome: Mapping[str, Any] = attributes.get("ome", attributes)
-    return ome
+    return _mapping(attributes.get("ome", attributes))
 
 
 def image_node(group: zarr.Group, path: str) -> tuple[zarr.Array[Any] | zarr.Group, str]:
@@ -173,7 +173,7 @@ def image_node(group: zarr.Group, path: str) -> tuple[zarr.Array[Any] | zarr.Gro
         If several can be meant: names them.
     """
     ome = ome_attributes(group)
-    if ome.get("multiscales"):
+    if "multiscales" in ome:
         return group, ""
     if "plate" in ome:
         wells = [str(well["path"]) for well in ome["plate"].get("wells", ())]
@@ -230,18 +230,22 @@ def read_multiscale(group: zarr.Group, path: str, component: str = "") -> Multis
         If the metadata do not fit the arrays, or each other.
     """
     ome = ome_attributes(group)
-    image = ome["multiscales"][0]
-    names = [str(dataset["path"]) for dataset in image["datasets"]]
+    image = _first(ome["multiscales"], path)
+    names = _level_paths(image, path)
     arrays = [group.get(name) for name in names]
     missing = [name for name, array in zip(names, arrays, strict=True) if not isinstance(array, zarr.Array)]
-    if missing or not names:
+    if missing:
         raise ImageError(f"The metadata of {path} names the levels {', '.join(missing)}, but there are no such arrays.")
     shapes = [array.shape for array in arrays]  # type: ignore[union-attr]
     axes, units = _axes_of(image.get("axes"), len(shapes[0]), path)
+    for name, shape in zip(names, shapes, strict=True):
+        if len(shape) != len(axes):
+            raise ImageError(f"Level {name} of {path} has {len(shape)} axes, the others {len(axes)}.")
     levels = tuple(
-        _level_of(name, _transforms(dataset, image), shape, shapes[0], path)
+        _level_of(name, dataset, image, shape, shapes[0], path)
         for name, dataset, shape in zip(names, image["datasets"], shapes, strict=True)
     )
+    label = ome.get("image-label")
     return Multiscale(
         axes=axes,
         units=units,
@@ -250,9 +254,29 @@ def read_multiscale(group: zarr.Group, path: str, component: str = "") -> Multis
         component=component,
         name=str(image.get("name") or ""),
         version=str(ome.get("version") or image.get("version") or "0.4"),
-        channels=tuple(ome.get("omero", {}).get("channels") or ()),
-        label=ome.get("image-label"),
+        channels=tuple(one for one in _mapping(ome.get("omero")).get("channels") or () if isinstance(one, Mapping)),
+        label=None if label is None else _mapping(label),
     )
+
+
+def _first(images: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(images, Sequence) or isinstance(images, str) or not images or not isinstance(images[0], Mapping):
+        raise ImageError(f"The metadata of {path} have multiscales {images!r}, which is no list of images.")
+    first: Mapping[str, Any] = images[0]
+    return first
+
+
+def _level_paths(image: Mapping[str, Any], path: str) -> list[str]:
+    datasets = image.get("datasets")
+    if not isinstance(datasets, Sequence) or isinstance(datasets, str) or not datasets:
+        raise ImageError(f"The metadata of {path} have datasets {datasets!r}, which is no list of levels.")
+    if any(not isinstance(one, Mapping) or not isinstance(one.get("path"), str) for one in datasets):
+        raise ImageError(f"The metadata of {path} have a level without a path: {datasets!r}.")
+    return [one["path"] for one in datasets]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def holds_labels(group: zarr.Group) -> bool:
@@ -260,43 +284,56 @@ def holds_labels(group: zarr.Group) -> bool:
     return "image-label" in ome_attributes(group)
 
 
-def _axes_of(axes: Sequence[Any] | None, ndim: int, path: str) -> tuple[str, tuple[str | None, ...]]:
+def _axes_of(axes: Any, ndim: int, path: str) -> tuple[str, tuple[str | None, ...]]:
     if axes is None:
         # Versions before 0.3 name no axes: they are always these.
         return _ORDER[-ndim:], (None,) * ndim
-    named = [axis if isinstance(axis, Mapping) else {"name": str(axis)} for axis in axes]
+    listed = axes if isinstance(axes, Sequence) else ()
+    named = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in listed]
+    if not named or any(not isinstance(axis.get("name"), str) or not axis["name"] for axis in named):
+        raise ImageError(f"The metadata of {path} have the axes {axes!r}, which do not all have a name.")
     if len(named) != ndim:
         raise ImageError(f"The metadata of {path} names {len(named)} axes, but its arrays have {ndim}.")
-    return "".join(str(axis["name"])[0].lower() for axis in named), tuple(axis.get("unit") for axis in named)
-
-
-def _transforms(dataset: Mapping[str, Any], image: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Those of the level, then those of all levels."""
-    return [*(dataset.get("coordinateTransformations") or ()), *(image.get("coordinateTransformations") or ())]
+    return "".join(axis["name"][0].lower() for axis in named), tuple(axis.get("unit") for axis in named)
 
 
 def _level_of(
-    name: str, transforms: Sequence[Mapping[str, Any]], shape: Sequence[int], finest: Sequence[int], path: str
+    name: str,
+    dataset: Mapping[str, Any],
+    image: Mapping[str, Any],
+    shape: Sequence[int],
+    finest: Sequence[int],
+    path: str,
 ) -> Level:
+    own, common = (one.get("coordinateTransformations") or () for one in (dataset, image))
     scale, translation = np.ones(len(shape)), np.zeros(len(shape))
-    if not transforms:
+    if not own:
         # Versions before 0.4 do not say how far apart voxels are: what can be known is how many make one.
         scale = np.array([max(round(n / max(m, 1)), 1) for n, m in zip(finest, shape, strict=True)], float)
-    for transform in transforms:
-        kind = transform.get("type")
+    for transform in (*own, *common):
+        kind = _mapping(transform).get("type")
         if kind == "identity":
             continue
-        values = transform.get(str(kind))
-        if kind not in ("scale", "translation") or values is None or len(values) != len(shape):
+        values = _numbers(_mapping(transform).get(str(kind)), len(shape))
+        if kind not in ("scale", "translation") or values is None:
             raise ImageError(
-                f"Level {name} of {path} has the transformation {dict(transform)}, which is no scale or translation "
-                f"with one number for each of its {len(shape)} axes."
+                f"Level {name} of {path} has the transformation {transform!r}, which is no scale or translation with "
+                f"one number for each of its {len(shape)} axes."
             )
         if kind == "scale":
             scale, translation = scale * values, translation * values
         else:
             translation = translation + values
     return Level(name, tuple(scale.tolist()), tuple(translation.tolist()))
+
+
+def _numbers(values: Any, n: int) -> NDArray[np.float64] | None:
+    """The numbers of a transformation, or None where it has not n of them."""
+    if not isinstance(values, Sequence) or len(values) != n:
+        return None
+    if any(isinstance(one, bool) or not isinstance(one, int | float) for one in values):
+        return None
+    return np.array(values, float)
 
 
 def pick_channel(
@@ -387,7 +424,8 @@ def axes_for(axes: Any, ndim: int) -> str:
         if ndim not in _DEFAULT_AXES:
             raise GeometryError(f"An OME-Zarr image has 2 to 5 axes; this one has {ndim}.")
         return _DEFAULT_AXES[ndim]
-    named = "".join(axes).lower() if not isinstance(axes, str) else axes.lower()
+    listed = [axes] if not isinstance(axes, Iterable) else list(axes)
+    named = "".join(map(str, listed)).lower()
     if len(named) != ndim:
         raise GeometryError(f"axes {named!r} are {len(named)}, the image has {ndim}. Give one letter per axis.")
     places = [_ORDER.find(name) for name in named]
@@ -429,7 +467,8 @@ def _long_unit(unit: str) -> str:
         return _BASES[unit]
     if unit[-1] in _BASES and unit[:-1] in _PREFIXES:
         return _PREFIXES[unit[:-1]] + _BASES[unit[-1]]
-    return unit.lower().replace("metre", "meter").removesuffix("s")
+    plain = unit.lower().replace("metre", "meter").removesuffix("s")
+    return _WORDS.get(plain, plain)
 
 
 def image_attributes(image: Multiscale, *, kind: str | None = None) -> Attributes:

@@ -36,8 +36,10 @@ __all__ = [
     "Output",
     "Patch",
     "component_path",
+    "consolidate",
     "chunks_within",
     "format_of",
+    "node_kind",
     "plan_members",
     "plan_output",
     "store_path",
@@ -76,7 +78,13 @@ class Output:
         return Path(self.root, self.component)
 
     def create(
-        self, shape: Sequence[int], dtype: np.dtype[Any], encoding: Encoding, *, name: str = "", **attributes: Any
+        self,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        encoding: Encoding,
+        *,
+        name: str = "",
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """Make an empty array, the output itself or one within it; does nothing where it is there already.
 
@@ -86,23 +94,23 @@ class Output:
             If it cannot be made.
         """
         path = os.path.join(self.partial, name)
-        if _node_kind(Path(path)) == "array":
+        if node_kind(Path(path)) == "array":
             return
         try:
             with self._writing():
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                encoding.create(path, shape, dtype, attributes)
+                encoding.create(path, shape, dtype, dict(attributes or {}))
         except OutputError:
             self.discard()
             raise
 
-    def create_group(self, zarr_format: ZarrFormat, *, name: str = "", **attributes: Any) -> None:
+    def create_group(self, zarr_format: ZarrFormat, attributes: Mapping[str, Any], *, name: str = "") -> None:
         """Make a group, the output itself or one within it; does nothing where it is there already."""
         path = os.path.join(self.partial, name)
-        if _node_kind(Path(path)) is None:
+        if node_kind(Path(path)) is None:
             with self._writing():
                 os.makedirs(path, exist_ok=True)
-                zarr.create_group(path, zarr_format=zarr_format, attributes=attributes)
+                zarr.create_group(path, zarr_format=zarr_format, attributes=dict(attributes))
 
     def write(self, region: Region, block: NDArray[Any], *, name: str = "") -> None:
         """Write whole chunks."""
@@ -129,9 +137,9 @@ class Output:
         """
         with self._writing():
             if self.component:
-                self._make_groups(format_of(self.root))
+                self._make_groups(format_of(self.partial))
             self._swap(overwrite)
-            self._consolidate()
+            consolidate(self.root)
 
     def _swap(self, overwrite: bool) -> None:
         aside = f"{self.partial}.replaced"
@@ -157,13 +165,6 @@ class Output:
                 f"The output {self.path} cannot be written: {error}. Make room, or choose another write_to."
             ) from error
 
-    def _consolidate(self) -> None:
-        """Where readers look arrays up in the metadata of the store, tell them of this one."""
-        group = zarr.open(self.root, mode="r")
-        if isinstance(group, zarr.Group) and group.metadata.consolidated_metadata is not None:
-            with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
-                zarr.consolidate_metadata(self.root)
-
     def discard(self) -> None:
         """Remove what was written so far."""
         remove_folder(self.partial)
@@ -171,8 +172,16 @@ class Output:
     def _make_groups(self, form: ZarrFormat) -> None:
         parts = self.component.split("/")[:-1]
         for depth in range(len(parts) + 1):
-            if _node_kind(Path(self.root, *parts[:depth])) is None:
+            if node_kind(Path(self.root, *parts[:depth])) is None:
                 zarr.open_group(self.root, path="/".join(parts[:depth]), mode="a", zarr_format=form)
+
+
+def consolidate(root: str | Path) -> None:
+    """Where readers look arrays up in the metadata of a store, tell them what is in it now."""
+    group = zarr.open(root, mode="r")
+    if isinstance(group, zarr.Group) and group.metadata.consolidated_metadata is not None:
+        with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
+            zarr.consolidate_metadata(root)
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,13 @@ class Patch(Output):
     """Voxels of an array that is there, to be changed."""
 
     def create(
-        self, shape: Sequence[int], dtype: np.dtype[Any], encoding: Encoding, *, name: str = "", **attributes: Any
+        self,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        encoding: Encoding,
+        *,
+        name: str = "",
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare an array of the same form for the chunks that change."""
         with self._writing():
@@ -223,10 +238,13 @@ class Members(Output):
 
     Attributes
     ----------
+    names : tuple of str
+        Paths of the new arrays within the group.
     stale : tuple of str
-        Names of the arrays that go.
+        Paths of the arrays that go.
     """
 
+    names: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
 
     @property
@@ -241,6 +259,7 @@ class Members(Output):
     def annotate(self, attributes: dict[str, Any]) -> None:
         """Note what the attributes of the group are to be: from then on there is no way back."""
         with self._writing():
+            os.makedirs(self.partial, exist_ok=True)
             write_whole(self._complete, json.dumps(attributes).encode())
 
     def commit(self, *, overwrite: bool) -> None:
@@ -248,16 +267,17 @@ class Members(Output):
         aside = f"{self.partial}.replaced"
         with self._writing():
             attributes = json.loads(Path(self._complete).read_bytes())
-            new = sorted(entry.name for entry in Path(self.partial).iterdir() if entry.is_dir())
             os.makedirs(aside, exist_ok=True)
-            for name in sorted({*self.stale, *new}):
-                there = self.path / name
-                if there.exists() and (name in new or (name in self.stale and name not in _levels_in(attributes))):
-                    os.rename(there, os.path.join(aside, f"{name}-{uuid.uuid4().hex[:8]}"))
-                if name in new:
-                    os.rename(os.path.join(self.partial, name), there)
+            for name in sorted({*self.stale, *self.names}):
+                new, there = Path(self.partial, name), self.path / name
+                # What is not here any more is there already: an earlier try was stopped half-way.
+                if there.exists() and (new.exists() or name not in self.names):
+                    os.rename(there, os.path.join(aside, uuid.uuid4().hex))
+                if new.exists():
+                    os.makedirs(there.parent, exist_ok=True)
+                    os.rename(new, there)
             zarr.open_group(self.path, mode="r+").attrs.update(attributes)
-            self._consolidate()
+            consolidate(self.root)
             remove_folder(aside)
             self.discard()
 
@@ -317,7 +337,7 @@ def plan_members(path: Path, names: Sequence[str], stale: Sequence[str]) -> Memb
     if taken:
         raise OutputExistsError(f"There is already {', '.join(taken)} in {path}, where levels of its image would go.")
     name = f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    return Members(str(path), "", str(_workplace(path) / name), stale=tuple(stale))
+    return Members(str(path), "", str(_workplace(path) / name), names=tuple(names), stale=tuple(stale))
 
 
 def component_path(component: Any) -> str:
@@ -330,7 +350,7 @@ def component_path(component: Any) -> str:
     """
     if isinstance(component, str):
         parts = component.strip("/").split("/")
-        if parts == [""] or not {"", ".", ".."} & set(parts):
+        if parts == [""] or not {"", ".", "..", *_METADATA} & set(parts):
             return "/".join(parts)
     raise ParameterError(f"output_component {component!r} must be a path within the store, such as 'labels/cells'.")
 
@@ -341,7 +361,7 @@ def _check_parents(root: Path, path: Path) -> None:
     if not existing.is_dir():
         raise OutputError(f"The output {path} cannot be written: {existing} is a file. Choose another write_to.")
     for parent in path.parents:
-        if parent.is_relative_to(root) and _node_kind(parent) == "array":
+        if parent.is_relative_to(root) and node_kind(parent) == "array":
             raise OutputError(f"The output {path} would lie within the zarr array {parent}. Choose another component.")
 
 
@@ -349,7 +369,7 @@ def _check_replaceable(path: Path, overwrite: bool, patches: bool) -> None:
     """Refuse to change anything unless asked to, and what others would miss in any case."""
     if not overwrite:
         raise _exists(path, patches)
-    kind = _node_kind(path)
+    kind = node_kind(path)
     if kind == "array" or (path.is_dir() and not os.listdir(path)):
         return
     if kind == "group" and not patches:
@@ -440,8 +460,8 @@ def _bytes_of(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _node_kind(path: Path) -> str | None:
-    """Tell by the metadata that lies in a folder: "array", "group" or None."""
+def node_kind(path: Path) -> str | None:
+    """What a folder is, by the metadata that lie in it: "array", "group" or None."""
     if (path / ".zarray").exists():
         return "array"
     if (path / ".zgroup").exists():

@@ -209,14 +209,19 @@ def make_ladder(
     """
     if n_levels is not None and (not hasattr(n_levels, "__index__") or isinstance(n_levels, bool) or n_levels < 1):
         raise ParameterError(f"n_levels {n_levels!r} is no int of at least 1. One level is the image itself.")
-    steps = _steps(scale_factor, n_levels)
+    several = isinstance(scale_factor, Sequence) and any(isinstance(one, Sequence) for one in scale_factor)
+    steps = _steps(scale_factor, n_levels, several)
+    if dtype.kind not in "biufc":
+        raise ParameterError(f"The image has dtype {dtype}, which is none of numbers.")
     shapes, kernels = [tuple(shape)], []
     for step in steps:
         factors = check_factors(step, shapes[-1], axes)
         # What cannot shrink any more stays.
         factors = tuple(f if n > 1 else 1 for f, n in zip(factors, shapes[-1], strict=True))
         shrinking = [n for n, f in zip(shapes[-1], factors, strict=True) if f > 1]
-        if n_levels is None and max(shrinking, default=0) <= _SMALL:
+        if "c" in axes and factors[axes.index("c")] > 1:
+            raise GeometryError(f"scale_factor {step!r} would join channels: it must be 1 on axis 'c' of {axes!r}.")
+        if n_levels is None and not several and max(shrinking, default=0) <= _SMALL:
             break
         kernel = make_resampling(factors, order=order, anti_aliasing=anti_aliasing, method=method)
         _check_dtype(kernel, dtype)
@@ -255,9 +260,8 @@ def level_plans(
     return plans
 
 
-def _steps(scale_factor: Any, n_levels: int | None) -> Iterator[Any]:
+def _steps(scale_factor: Any, n_levels: int | None, several: bool) -> Iterator[Any]:
     """The factors from level to level, one after the other."""
-    several = isinstance(scale_factor, Sequence) and any(isinstance(one, Sequence) for one in scale_factor)
     if several and n_levels not in (None, len(scale_factor) + 1):
         raise GeometryError(
             f"scale_factor {scale_factor!r} makes {len(scale_factor) + 1} levels, but n_levels is {n_levels}."

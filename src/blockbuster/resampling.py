@@ -48,6 +48,8 @@ _TRUNCATE = 4.0
 _MAX_ORDER = 5
 # Voxels that are reduced at once.
 _SLAB = 1 << 19
+# Voxels of the axes that shrink, from which on the others are taken one by one.
+_PLANE = 1 << 12
 
 
 class Resampling(Protocol):
@@ -167,7 +169,12 @@ class Interpolation:
 
     def __call__(self, block: NDArray[Any], region: Region, shape: Sequence[int]) -> NDArray[Any]:
         """The samples, rounded and clipped to integer dtypes."""
+        if all(f == 1 for f in self.factors):
+            return block
         kept = [axis for axis, f in enumerate(self.factors) if f == 1]
+        if math.prod(n for n, f in zip(block.shape, self.factors, strict=True) if f > 1) < _PLANE:
+            # Splines go through the voxels: a factor of 1 changes nothing, and costs less than many small calls.
+            kept = []
         out = np.empty(tuple(s.stop - s.start for s in region), block.dtype)
         starts = [s.start for s in self.source(region, shape)]
         scaled = [axis for axis in range(block.ndim) if axis not in kept]
@@ -190,8 +197,6 @@ class Interpolation:
     def _sample(
         self, block: NDArray[Any], factors: Sequence[int], offsets: Sequence[float], shape: tuple[int, ...]
     ) -> NDArray[np.float64]:
-        if not factors:
-            return np.asarray(block, np.float64)
         smooth = block.astype(np.float64)
         if self.anti_aliasing:
             smooth = ndimage.gaussian_filter(smooth, list(map(self._sigma, factors)), mode="mirror", truncate=_TRUNCATE)
@@ -250,7 +255,7 @@ def check_factors(value: Any, shape: Sequence[int], axes: str | None = None) -> 
     >>> check_factors(2, (3, 64, 64), "cyx")
     (1, 2, 2)
     """
-    single = not isinstance(value, Iterable) or isinstance(value, str)
+    single = not isinstance(value, Iterable) or isinstance(value, str | bytes) or getattr(value, "ndim", 1) == 0
     given = [value] * len(shape) if single else list(value)
     if len(given) != len(shape):
         raise GeometryError(

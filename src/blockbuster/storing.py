@@ -11,15 +11,15 @@ import zarr
 
 from blockbuster.destination import Destination
 from blockbuster.encoding import Compression, Encoding, ZarrFormat, encode_like, new_encoding
-from blockbuster.errors import GeometryError
+from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import TileGrid
-from blockbuster.outputs import chunks_within, format_of
+from blockbuster.outputs import chunks_within, format_of, node_kind
 from blockbuster.sources import Image, StoredImage, open_source
 from blockbuster.stores import StoreRef, open_node
 from blockbuster.tilewise import ArrayPlan, Kernel, TilePlan
 from blockbuster.tiling import TileShape, check_block_ids, make_grid, make_writing_grid
 
-__all__ = ["Storage", "plan_array", "stored_chunks"]
+__all__ = ["Storage", "check_home", "plan_array", "stored_chunks"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ def plan_array(
     if encoding is None:
         grid = _grid(shape, image, tile_shape)
     else:
+        if patches:
+            encoding.options["fill_value"] = 0
+        encoding.check(shape, dtype)
         unit = _existing_unit(to, patches) or encoding.unit
         reads = [n * c // max(m, 1) for n, m, c in zip(shape, image.shape, stored_chunks(image), strict=True)]
         few = [1] * len(unit) if block_ids is not None else reads
@@ -118,7 +121,7 @@ def _encoding(
     dtype: np.dtype[Any],
     tile_shape: TileShape,
 ) -> Encoding:
-    form = storage.zarr_format
+    form = check_home(to, storage.zarr_format)
     if stored is not None:
         return storage.like(stored, dtype, form or stored.metadata.zarr_format, storage.chunks)
     chunks = storage.chunks
@@ -130,12 +133,33 @@ def _encoding(
 
 def _grid(shape: Sequence[int], image: Image, tile_shape: TileShape) -> TileGrid:
     """Tiles of a result that is not stored: by default blocks as large as those of the image."""
+    if not shape:
+        return TileGrid.from_chunks(())
     if tuple(shape) == image.shape:
         return make_grid(image, tile_shape, 0)
     tiles = tile_shape if tile_shape not in (None, "auto") else stored_chunks(image)
     if callable(tiles):
         tiles = tiles(tuple(shape), image.dtype)
     return TileGrid.regular(shape, tiles)  # type: ignore[arg-type]
+
+
+def check_home(to: Destination, zarr_format: ZarrFormat | None) -> ZarrFormat | None:
+    """The zarr format of a result within a store: that of the store, where there is one.
+
+    Raises
+    ------
+    ParameterError
+        If another one was asked for: readers of a group do not find members of another format.
+    """
+    if not to.component or node_kind(to.root) is None:
+        return zarr_format
+    form = format_of(to.root)
+    if zarr_format not in (None, form):
+        raise ParameterError(
+            f"{to.root} is of zarr format {form}, so what is written into it cannot be of format {zarr_format}. "
+            "Write to another store."
+        )
+    return form
 
 
 def _keeps(option: Any) -> bool:

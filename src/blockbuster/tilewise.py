@@ -115,6 +115,8 @@ class TilePlan:
         Attributes of the groups of the output, by their paths within it.
     mask : Image or None
         Of the shape of the only array: what is not 0 is made.
+    folders : tuple of Path
+        Where more is read than the images.
     finish : callable, optional
         ``output -> attributes``, once all arrays are made and before they are seen.
     """
@@ -127,6 +129,7 @@ class TilePlan:
     mask: Image | None = None
     block_ids: tuple[int, ...] | None = None
     verify: bool = False
+    folders: tuple[Path, ...] = ()
     finish: Callable[[Output], Mapping[str, Any]] | None = None
 
     @property
@@ -221,7 +224,7 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
 
 
 def _place(plan: TilePlan, to: Destination) -> Output:
-    homes = [home for image in plan.inputs for home in image.homes]
+    homes = [*plan.folders, *(home for image in plan.inputs for home in image.homes)]
     patches = plan.mask is not None or plan.block_ids is not None
     output = plan_output(to.root, to.component, overwrite=to.overwrite, inputs=homes, patches=patches)
     if isinstance(output, Patch):
@@ -231,11 +234,11 @@ def _place(plan: TilePlan, to: Destination) -> Output:
 
 def _create(plan: TilePlan, output: Output) -> None:
     for name in sorted(plan.groups):
-        output.create_group(plan.zarr_format, name=name, **plan.groups[name])
+        output.create_group(plan.zarr_format, plan.groups[name], name=name)
     for array in plan.arrays:
         assert array.encoding is not None
         dtype = array.stored_dtype or array.dtype
-        output.create(array.shape, dtype, array.encoding, name=array.name, **array.attributes)
+        output.create(array.shape, dtype, array.encoding, name=array.name, attributes=array.attributes)
 
 
 def _check_form(output: Output, plan: TilePlan) -> None:
@@ -340,7 +343,8 @@ class _Work:
         if "crc" not in counts:
             return False
         with blaming(tile, "reading it again"):
-            return _checksum(self.output.read(tile.core, name=self.name)) != counts["crc"]
+            again = self.output.read(tile.core, name=self.name).astype(self.dtype, copy=False)
+            return _checksum(again) != counts["crc"]
 
     def _inside(self, tile: Tile, blocks: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
         if not self.has_mask:
@@ -440,7 +444,7 @@ def _pass(plan: TilePlan, array: ArrayPlan, work: _Work, function: Callable[...,
     if work.image is None and not isinstance(array.source, str):
         shape = array.source.shape
         inputs.append(_input(array.source, lambda tile: array.kernel.source(tile.core, shape)))
-        if plan.mask is not None:
+        if plan.mask is not None and work.output is not None:
             # Tiles that are given their blocks would read them before the mask is known.
             block_ids = _within(plan.mask, array.grid, block_ids)
     if plan.mask is not None and work.mask is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,8 @@ def _plan_group(
     verify: bool,
 ) -> TilePlan:
     form: ZarrFormat = storage.zarr_format or group.metadata.zarr_format
-    members = dict(_members(group, path))
+    # In one order: tiles are known by their numbers when a run is resumed.
+    members = dict(sorted(_members(group, path)))
     groups = {name: node for name, node in members.items() if isinstance(node, zarr.Group)}
     arrays = []
     for name, node in members.items():
@@ -225,8 +227,9 @@ def _plan_group(
             axes = _axes_of(parent)
             target = None if holds_labels(parent) else dtype
             arrays.append(_plan_member(path, name, node, axes, form, storage, tile_shape, target, casting))
+    folders = () if "://" in path else (Path(path),)
     attributes = {name: _attributes(node, form) for name, node in groups.items()}
-    return TilePlan("copy", tuple(arrays), groups=attributes, zarr_format=form, verify=verify)
+    return TilePlan("copy", tuple(arrays), groups=attributes, zarr_format=form, verify=verify, folders=folders)
 
 
 def _plan_member(
@@ -241,8 +244,14 @@ def _plan_member(
     casting: Casting,
 ) -> ArrayPlan:
     image = from_store(StoreRef(path, name))
+    if image.dtype.kind not in "biufc":
+        # Text and times are copied as they are stored, or not at all.
+        if form != array.metadata.zarr_format or "://" in path:
+            raise ImageError(f"{path}/{name} holds {image.dtype}, no numbers: it is copied as it is stored only.")
+        storage, dtype, tile_shape = Storage(), None, None
     cast = make_cast(image.dtype, dtype, casting)
     encoding = storage.like(array, cast.dtype, form, _for_axes(storage.chunks, array.ndim))
+    encoding.check(array.shape, cast.dtype)
     tiles = _for_axes(tile_shape, array.ndim)
     if form == 3 and axes is not None and len(axes) == array.ndim:
         encoding.options["dimension_names"] = list(axes)

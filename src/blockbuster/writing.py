@@ -16,7 +16,7 @@ from filelock import FileLock
 from blockbuster.casting import Cast
 from blockbuster.destination import Destination
 from blockbuster.encoding import Compression, Encoding
-from blockbuster.errors import GeometryError, ImageError, OutputExistsError, ParameterError
+from blockbuster.errors import GeometryError, ImageError, OutputError, OutputExistsError, ParameterError
 from blockbuster.frames import (
     describe_channels,
     describe_labels,
@@ -40,12 +40,12 @@ from blockbuster.ngff import (
     ome_attributes,
     version_for,
 )
-from blockbuster.outputs import Output, format_of, plan_members, store_path
+from blockbuster.outputs import Output, consolidate, format_of, node_kind, plan_members, store_path
 from blockbuster.progress import Progress
 from blockbuster.pyramid import Ladder, level_plans, make_ladder
 from blockbuster.resampling import Method
 from blockbuster.sources import Image, from_file, lazily, open_source
-from blockbuster.storing import Storage, stored_chunks
+from blockbuster.storing import Storage, check_home, stored_chunks
 from blockbuster.tilewise import TilePlan, make_store
 from blockbuster.transfer import Copying
 
@@ -173,7 +173,7 @@ def write_image(
     source, known = read_frame(image, channel, level)
     source, known = in_order(source, known, axes)
     made = axes_for(axes if axes is not None else (known.axes if known is not None else None), len(source.shape))
-    form = make_frame(known, made, len(source.shape), scale, translation, unit)
+    form = make_frame(known, made, scale, translation, unit)
     chosen = check_version(version) if version is not None else version_for(format_of(to.root))
     form = replace(form, version=chosen, name=form.name if name is None else name)
     form = replace(form, channels=describe_channels(channels, form, source))
@@ -273,7 +273,7 @@ def write_labels(
     ...     print(labels.axes, labels.scale, blockbuster.open_image(path).labels)
     yx (0.5, 0.5) ('cells',)
     """
-    if not isinstance(name, str) or not name or "/" in name or name in (".", ".."):
+    if not isinstance(name, str) or not name or "/" in name:
         raise ParameterError(f"name {name!r} is no name of a label image. Give one without '/', such as 'cells'.")
     to = Destination(
         write_to=store,
@@ -295,10 +295,13 @@ def write_labels(
     if source.dtype.kind not in "iub":
         raise ParameterError(f"labels have dtype {source.dtype}. Labels are integers: see copy(..., dtype=, casting=).")
     parent = _parent(to)
+    if parent is not None:
+        to = replace(to, write_to=parent.path)
     number = None if parent is None else _labelled_level(parent, source.shape, level)
-    known = None if parent is None or number is None else from_level(parent.form.less_channel(), number)
+    frame = None if parent is None else parent.form.less_channel()
+    known = None if frame is None or number is None else from_level(frame, number)
     named = axes_for(axes or (known.axes if known is not None else None), len(source.shape))
-    form = make_frame(known, named, len(source.shape), scale, translation, unit)
+    form = make_frame(known, named, scale, translation, unit)
     if parent is not None and number is not None and chunks is None and stored_chunks(source) == source.shape:
         chunks = _chunks_of(parent, number, source.shape)
     if n_levels is None and parent is not None and scale_factor is None:
@@ -308,7 +311,7 @@ def write_labels(
         form.axes,
         source.dtype,
         n_levels=n_levels,
-        scale_factor=factors_between(known, n_levels) if scale_factor is None else scale_factor,
+        scale_factor=factors_between(frame, number or 0, n_levels) if scale_factor is None else scale_factor,
         method=method,
         order=order,
     )
@@ -380,6 +383,8 @@ def pyramid(
     """
     root = store_path(store)
     file = open_file(str(root))
+    if not root.is_dir():
+        raise OutputError(f"{root} cannot be changed: it is no folder. Copy it by blockbuster.copy first.")
     if not file.is_ome:
         raise ImageError(f"{file.path} is no OME-Zarr image. Make one of it by blockbuster.write_image.")
     if file.form.component:
@@ -387,7 +392,7 @@ def pyramid(
     form = file.form
     source = from_file(file, channel=None, level=0)
     if method == "auto":
-        method = "mean" if form.label is None else "mode-nonzero"
+        method = "mode-nonzero" if _is_label(file) else "mean"
         method = None if order else method
     ladder = make_ladder(
         source.shape,
@@ -415,6 +420,15 @@ def pyramid(
     return made
 
 
+def _is_label(file: ImageFile) -> bool:
+    """Whether an image says so itself, or the group that it lies in does."""
+    if file.form.label is not None:
+        return True
+    path = Path(file.path)
+    listed = node_kind(path.parent) == "group" and ome_attributes(zarr.open_group(path.parent, mode="r")).get("labels")
+    return path.parent.name == "labels" and path.name in map(str, listed or ())
+
+
 # What is written
 
 
@@ -430,11 +444,13 @@ def _write(
     kind: str,
 ) -> None:
     """Write an image or labels: a group with one array for each level."""
+    check_home(to, format_for(form.version))
     names = [str(number) for number in range(len(ladder.shapes))]
     form = replace(form, levels=tuple(ladder.placed(form.levels[0], names)))
     first = Storage(chunks, shards, compression).new(
         source.shape, format_for(form.version), form.axes, like=stored_chunks(source)
     )
+    first.check(source.shape, source.dtype)
     encodings = [_for_level(first, shape) for shape in ladder.shapes]
     arrays = level_plans(source, Copying(Cast(source.dtype)), ladder, names, encodings)
     attributes = image_attributes(form, kind=kind if ladder.kernels else None)
@@ -568,12 +584,11 @@ def _type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 def _parent(to: Destination) -> ImageFile | None:
     """The image that labels belong to, if there is one."""
-    if not to.root.exists() or not any(to.root.iterdir()):
-        return None
-    node = zarr.open(to.root, mode="r")
-    if isinstance(node, zarr.Array):
+    kind = node_kind(to.root)
+    if kind == "array":
         raise ImageError(f"{to.root} is a zarr array, which takes no labels in it. Give the group of the image.")
-    if not ome_attributes(node).get("multiscales"):
+    images = {"multiscales", "bioformats2raw.layout", "plate", "well"}
+    if kind is None or not images & set(ome_attributes(zarr.open_group(to.root, mode="r"))):
         return None
     return open_file(str(to.root))
 
@@ -614,4 +629,5 @@ def _register(root: Path, name: str, version: Version) -> None:
         names = [str(one) for one in ome_attributes(group).get("labels", ())]
         if name not in names:
             group.attrs.update(label_attributes([*names, name], version))
+            consolidate(root)
     Path(lock.lock_file).unlink(missing_ok=True)
