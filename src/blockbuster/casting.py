@@ -93,7 +93,7 @@ def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> 
 def rounded(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Values as `dtype`: for integers rounded to the nearest, halves to even, and clipped; NaN becomes 0.
 
-    Of complex numbers the real part is taken, and bool is whether what it is rounded to is not 0.
+    Of complex numbers the real part is taken; bool is 0 or 1.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def rounded(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if block.dtype.kind == "c" and dtype.kind != "c":
         block = block.real
     if dtype.kind == "b":
-        return np.asarray(np.rint(block) != 0 if block.dtype.kind == "f" else block != 0)
+        return np.asarray(block > 0.5)
     if dtype.kind in "fc":
         # What is too large for a narrow float is infinite there.
         with np.errstate(over="ignore"):

@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -47,6 +48,8 @@ __all__ = [
 
 # A chunk of 2^22 voxels is 16 MiB of int32: few files, and well below what blosc can take.
 _CHUNK_VOXELS = 1 << 22
+# What zarr calls a file until it is whole.
+_TEMPORARY = re.compile(r"[.][0-9a-f]{32}[.]partial$")
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
@@ -164,6 +167,17 @@ class Output:
             raise OutputError(
                 f"The output {self.path} cannot be written: {error}. Make room, or choose another write_to."
             ) from error
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an earlier try has left something to go on with."""
+        return os.path.exists(self.partial)
+
+    def tidy(self) -> None:
+        """Remove the files that zarr had under other names, to rename them, when an earlier try was killed."""
+        for folder, _, names in os.walk(self.partial):
+            for name in filter(_TEMPORARY.search, names):
+                os.unlink(os.path.join(folder, name))
 
     def discard(self) -> None:
         """Remove what was written so far."""

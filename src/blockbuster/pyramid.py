@@ -106,9 +106,12 @@ def downsample(
     Notes
     -----
     A task reads the f voxels of each of its own. For orders from 1 it reads more on each side of an axis with f > 1:
-    ``order // 2 + 1`` voxels for the spline; ``ceil(log(1e-10) / log(z))`` for its prefilter from order 2 on, where z,
+    ``order // 2 + 1`` voxels for the spline; ``ceil(log(1e-13) / log(z))`` for its prefilter from order 2 on, where z,
     0.17, 0.27, 0.36 and 0.43 for the orders 2 to 5, is how much the influence of a voxel falls from one to the next;
     and ``int(4 sigma + 1/2)`` for the blur. It works on a part at a time where that exceeds its memory.
+
+    Splines from order 2 on spread a NaN over their block: what is NaN then depends on the tiles. All other ways keep it
+    in the voxels that it counts for.
 
     Where the first voxel of the image has its centre at 0, that of the result has it at 0 for ``order=0``, else at
     ``(f - 1) / 2``.

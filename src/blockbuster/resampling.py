@@ -42,7 +42,9 @@ Method: TypeAlias = Literal["mean", "median", "mode", "mode-nonzero", "max", "mi
 # Poles of largest modulus of the B-spline prefilters (Unser, Aldroubi & Eden, IEEE Trans. Signal Process. 41, 1993):
 # the influence of a voxel on the coefficients falls with their powers.
 _POLES = {2: 0.171573, 3: 0.267949, 4: 0.361341, 5: 0.430575}
-_NEGLIGIBLE = 1e-10
+_NEGLIGIBLE = 1e-13
+# Samples of integers are taken for equal that differ by less: what is half-way in theory is rounded alike in all tiles.
+_SAME = 2.0**-20
 # Standard deviations at which scipy cuts a Gaussian.
 _TRUNCATE = 4.0
 _MAX_ORDER = 5
@@ -116,10 +118,13 @@ class Cells:
 
     def __call__(self, block: NDArray[Any], region: Region, shape: Sequence[int]) -> NDArray[Any]:
         """The values of the cells."""
+        block = block.astype(block.dtype.newbyteorder("="), copy=False)
         out = np.empty(tuple(-(-n // f) for n, f in zip(block.shape, self.factors, strict=True)), block.dtype)
         for cell, part, where in _whole_cells(block.shape, self.factors):
             for slab, to in _slabs(part, where, cell):
-                out[to] = _REDUCTIONS[self.method](block[slab], cell)
+                # Of infinities of both signs there is no mean: it is NaN.
+                with np.errstate(invalid="ignore", over="ignore"):
+                    out[to] = _REDUCTIONS[self.method](block[slab], cell)
         return out
 
     def work_bytes(self, dtype: np.dtype[Any]) -> int:
@@ -175,14 +180,17 @@ class Interpolation:
         if math.prod(n for n, f in zip(block.shape, self.factors, strict=True) if f > 1) < _PLANE:
             # Splines go through the voxels: a factor of 1 changes nothing, and costs less than many small calls.
             kept = []
-        out = np.empty(tuple(s.stop - s.start for s in region), block.dtype)
+        out = np.empty(tuple(s.stop - s.start for s in region), block.dtype.newbyteorder("="))
         starts = [s.start for s in self.source(region, shape)]
         scaled = [axis for axis in range(block.ndim) if axis not in kept]
         offsets = [self._offset(region[axis], self.factors[axis], starts[axis]) for axis in scaled]
         factors = [self.factors[axis] for axis in scaled]
         for index in itertools.product(*(range(block.shape[axis]) for axis in kept)):
             where = _at(index, kept, block.ndim)
-            out[where] = rounded(self._sample(block[where], factors, offsets, out[where].shape), block.dtype)
+            sampled = self._sample(block[where], factors, offsets, out[where].shape)
+            if block.dtype.kind in "biu":
+                sampled = np.rint(sampled / _SAME) * _SAME
+            out[where] = rounded(sampled, out.dtype)
         return out
 
     def work_bytes(self, dtype: np.dtype[Any]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -165,7 +164,9 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     chunks = chunks_within(plan.grid)
     encoding = new_encoding(plan.grid.shape, zarr_format=format_of(to.root), axes=plan.image.axes, chunks=chunks)
     with run_now(owner, scheduler, output, _is_useless):
-        if not os.path.exists(output.partial):
+        if output.is_begun:
+            output.tidy()
+        else:
             owner.stage.forget(output.mark)
         output.create(plan.grid.shape, plan.dtype, encoding)
         check_visible(scheduler, "output", output.partial, "write_to")

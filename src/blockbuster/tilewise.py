@@ -203,7 +203,9 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
         if isinstance(output, Members) and output.is_complete:
             output.commit(overwrite=to.overwrite)
             return
-        if not os.path.exists(output.partial):
+        if output.is_begun:
+            output.tidy()
+        else:
             owner.stage.forget("tiles")
         _create(plan, output)
         check_visible(scheduler, "output", output.partial, "write_to")
