@@ -118,28 +118,26 @@ def _numbers(what: str, value: Any, axes: str, known: Sequence[float]) -> tuple[
 def _units(unit: Any, axes: str, known: Sequence[str | None]) -> tuple[str | None, ...]:
     if unit is None:
         return tuple(known)
-    given = (
-        [unit if name in "zyx" else own for name, own in zip(axes, known, strict=True)]
-        if isinstance(unit, str)
-        else list(unit)
-    )
+    single = isinstance(unit, str) or not isinstance(unit, Sequence)
+    given = [unit if name in "zyx" else own for name, own in zip(axes, known, strict=True)] if single else list(unit)
     if len(given) != len(axes):
-        raise GeometryError(
-            f"unit {unit!r} has {len(given)} entries, the axes are {axes!r}. Give one, or one per axis."
-        )
+        raise GeometryError(f"unit {unit!r} has {len(given)} entries for the axes {axes!r}. Give one, or one per axis.")
     return tuple(unit_name(one, name) for one, name in zip(given, axes, strict=True))
 
 
 def describe_channels(channels: Any, form: Multiscale, source: Image) -> tuple[Mapping[str, Any], ...]:
     """What is kept of each channel: a name, and a colour where there are several."""
     n = source.shape[form.axes.index("c")] if "c" in form.axes else 1
-    if channels is None:
-        return form.channels if len(form.channels) == n else ()
-    given = [{"label": one} if isinstance(one, str) else dict(one) for one in channels]
+    if channels is None and len(form.channels) != n:
+        return ()
+    given = [{"label": one} if isinstance(one, str) else dict(one) for one in channels or form.channels]
     if len(given) != n:
         raise GeometryError(f"channels {[one.get('label') for one in given]} are {len(given)}, the image has {n}.")
     colours = ("FFFFFF",) if n == 1 else _COLOURS
-    return tuple({"color": colours[k % len(colours)], "active": True, **one} for k, one in enumerate(given))
+    return tuple(
+        {"label": f"channel {k}", "color": colours[k % len(colours)], "active": True, **one}
+        for k, one in enumerate(given)
+    )
 
 
 def factors_between(known: Multiscale | None, begin: int, n_levels: int | None) -> Any:

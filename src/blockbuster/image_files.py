@@ -68,7 +68,8 @@ def open_file(path: str) -> ImageFile:
     if isinstance(node, zarr.Group):
         node, component = image_node(node, path)
     if isinstance(node, zarr.Array):
-        return ImageFile(path, (StoreRef(path, component),), _plain(node, path, component))
+        inner = f"{path}/{component}".rstrip("/")
+        return ImageFile(inner, (StoreRef(path, component),), _plain(node, inner, component))
     inner = f"{path}/{component}".rstrip("/")
     form = read_multiscale(node, inner, component)
     refs = tuple(StoreRef(path, f"{component}/{level.path}".strip("/")) for level in form.levels)

@@ -189,12 +189,16 @@ def image_node(group: zarr.Group, path: str) -> tuple[zarr.Array[Any] | zarr.Gro
     if ome.get("labels"):
         return _only(list(map(str, ome["labels"])), group, path, "a group of the labels")
     try:
-        arrays = sorted(name for name, _ in group.arrays())
+        names = sorted(name for name, node in group.members() if _can_be_meant(node))
     except (OSError, NotImplementedError, ValueError) as error:
         raise ImageError(
             f"{path} is a zarr group without OME-Zarr metadata, and its members cannot be listed."
         ) from error
-    return _only(arrays, group, path, "a zarr group without OME-Zarr metadata, with the arrays")
+    return _only(names, group, path, "a zarr group without OME-Zarr metadata, with the arrays")
+
+
+def _can_be_meant(node: zarr.Array[Any] | zarr.Group) -> bool:
+    return isinstance(node, zarr.Array) or "multiscales" in ome_attributes(node)
 
 
 def _series(group: zarr.Group) -> list[str]:
@@ -210,7 +214,9 @@ def _series(group: zarr.Group) -> list[str]:
 def _only(names: Sequence[str], group: zarr.Group, path: str, kind: str) -> tuple[zarr.Array[Any] | zarr.Group, str]:
     if len(names) != 1:
         raise ImageError(f"{path} is {kind} {_few(names)}. Give the path of one of them.")
-    node = group[names[0]]
+    node = group.get(names[0])
+    if node is None:
+        raise ImageError(f"The metadata of {path} names {names[0]}, but there is no such array or group.")
     if isinstance(node, zarr.Array):
         return node, names[0]
     found, inner = image_node(node, f"{path}/{names[0]}")
@@ -350,7 +356,7 @@ def pick_channel(
     if channel is None:
         return tuple(keep)
     if axes is None or "c" not in axes:
-        if channel not in (0, *names[:1]):
+        if isinstance(channel, bool) or channel not in (0, *names[:1]):
             raise ImageError(f"channel {channel!r} was asked for, but {path} has no channel axis (axes {axes}).")
         return tuple(keep)
     axis = axes.index("c")

@@ -427,6 +427,8 @@ def store_path(write_to: Any) -> Path:
         raise ParameterError(
             f"write_to {write_to!r} is not a path on a local file system. Give the path of a zarr store."
         )
+    if any(part.endswith(".zip") for part in Path(write_to).parts):
+        raise ParameterError(f"write_to {write_to!r} leads into a zip file, which is only read. Give a folder.")
     return Path(os.path.abspath(write_to))
 
 

@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 import dask.array as da
 import numpy as np
 import zarr
+from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-from blockbuster.errors import ImageError
+from blockbuster.errors import GeometryError, ImageError
 from blockbuster.graph import Blocks, read_as_it_is, values_in_graph
 from blockbuster.grid import Region
 from blockbuster.image_files import ImageFile, dimension_names, open_file
@@ -260,9 +261,11 @@ def lazily(image: Image, chunks: Any = None) -> da.Array:
         array: da.Array = image.array if chunks is None else image.array.rechunk(chunks)
         return array
     source = image.array if isinstance(image, MemoryImage) else image
-    read: da.Array = da.from_array(
-        source, chunks=image.chunks if chunks is None else chunks, name=f"image-{uuid.uuid4().hex}", fancy=False
-    )
+    try:
+        blocks = image.chunks if chunks is None else normalize_chunks(chunks, image.shape, dtype=image.dtype)
+    except (ValueError, TypeError) as error:
+        raise GeometryError(f"chunks {chunks!r} do not fit an image of shape {image.shape}: {error}") from error
+    read: da.Array = da.from_array(source, chunks=blocks, name=f"image-{uuid.uuid4().hex}", fancy=False)
     return read
 
 

@@ -14,7 +14,7 @@ from blockbuster.encoding import Compression, Encoding, ZarrFormat, encode_like,
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import TileGrid
 from blockbuster.outputs import chunks_within, format_of, node_kind
-from blockbuster.sources import Image, StoredImage, open_source
+from blockbuster.sources import Image, MemoryImage, StoredImage, open_source
 from blockbuster.stores import StoreRef, open_node
 from blockbuster.tilewise import ArrayPlan, Kernel, TilePlan
 from blockbuster.tiling import TileShape, check_block_ids, make_grid, make_writing_grid
@@ -128,7 +128,13 @@ def _encoding(
     is_given = isinstance(tile_shape, Sequence) and not isinstance(tile_shape, str)
     if chunks is None and _keeps(storage.shards) and is_given:
         chunks = chunks_within(TileGrid.regular(shape, tile_shape))  # type: ignore[arg-type]
-    return storage.new(shape, form or format_of(to.root), image.axes, chunks=chunks, like=stored_chunks(image))
+    return storage.new(
+        shape,
+        form or format_of(to.root),
+        image.axes,
+        chunks=chunks,
+        like=None if isinstance(image, MemoryImage) else stored_chunks(image),
+    )
 
 
 def _grid(shape: Sequence[int], image: Image, tile_shape: TileShape) -> TileGrid:

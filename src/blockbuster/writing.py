@@ -44,7 +44,7 @@ from blockbuster.outputs import Output, consolidate, format_of, node_kind, plan_
 from blockbuster.progress import Progress
 from blockbuster.pyramid import Ladder, level_plans, make_ladder
 from blockbuster.resampling import Method
-from blockbuster.sources import Image, from_file, lazily, open_source
+from blockbuster.sources import Image, MemoryImage, from_file, lazily, open_source
 from blockbuster.storing import Storage, check_home, stored_chunks
 from blockbuster.tilewise import TilePlan, make_store
 from blockbuster.transfer import Copying
@@ -172,7 +172,7 @@ def write_image(
     )
     source, known = read_frame(image, channel, level)
     source, known = in_order(source, known, axes)
-    made = axes_for(axes if axes is not None else (known.axes if known is not None else None), len(source.shape))
+    made = axes_for(axes if axes is not None else _known_axes(known), len(source.shape))
     form = make_frame(known, made, scale, translation, unit)
     chosen = check_version(version) if version is not None else version_for(format_of(to.root))
     form = replace(form, version=chosen, name=form.name if name is None else name)
@@ -429,6 +429,11 @@ def _is_label(file: ImageFile) -> bool:
     return path.parent.name == "labels" and path.name in map(str, listed or ())
 
 
+def _known_axes(known: Multiscale | None) -> str | None:
+    """The axes of a source; None where it only counts them, as a TIFF does by "q" and "i"."""
+    return None if known is None or {"q", "i"} & set(known.axes) else known.axes
+
+
 # What is written
 
 
@@ -448,7 +453,10 @@ def _write(
     names = [str(number) for number in range(len(ladder.shapes))]
     form = replace(form, levels=tuple(ladder.placed(form.levels[0], names)))
     first = Storage(chunks, shards, compression).new(
-        source.shape, format_for(form.version), form.axes, like=stored_chunks(source)
+        source.shape,
+        format_for(form.version),
+        form.axes,
+        like=None if isinstance(source, MemoryImage) else stored_chunks(source),
     )
     first.check(source.shape, source.dtype)
     encodings = [_for_level(first, shape) for shape in ladder.shapes]
