@@ -146,7 +146,7 @@ def _changed(block: NDArray[Any], made: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray(parts[0] | parts[1])
     changed = np.asarray(made.astype(block.dtype) != block)
     if block.dtype.kind == "f" and made.dtype.kind == "f":
-        changed &= ~np.isnan(block)
+        changed &= ~(np.isnan(block) & np.isnan(made))
     if block.dtype.kind == "f" and made.dtype.kind in "biu":
         changed |= ~np.isfinite(block) | (np.abs(block.astype(np.float64)) >= 2.0 ** (8 * made.dtype.itemsize))
     if block.dtype.kind == "f" and made.dtype.kind == "i":

@@ -17,7 +17,8 @@ import itertools
 import operator
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from types import MethodType
 from typing import Any, TypeAlias
 
 import dask.array as da
@@ -424,9 +425,8 @@ def values_in_graph(array: da.Array, kind: type) -> list[Any]:
     """Objects of a type that tasks of a dask array read from."""
     found: dict[int, Any] = {}
     for layer in array.dask.layers.values():
-        for value in _leaves(layer):
-            if isinstance(value, kind):
-                found[id(value)] = value
+        for leaf in _leaves(layer):
+            found.update((id(value), value) for value in _parts_of(leaf) if isinstance(value, kind))
     return list(found.values())
 
 
@@ -447,7 +447,20 @@ def _leaves(layer: Any) -> Iterator[Any]:
         return
     for node in itertools.islice(layer.values(), _LEAVES):
         yield node.value if isinstance(node, DataNode) else node
-        yield from node.args if isinstance(node, Task) else ()
+        yield from (node.func, *node.args) if isinstance(node, Task) else ()
+
+
+def _parts_of(value: Any) -> Iterator[Any]:
+    """A value, and what a function is bound to."""
+    yield value
+    if isinstance(value, MethodType):
+        yield from _parts_of(value.__self__)
+    elif isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _parts_of(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for one in fields(value):
+            yield getattr(value, one.name)
 
 
 def _scalar(value: Any, function: Callable[[Any], int]) -> NDArray[np.int64]:

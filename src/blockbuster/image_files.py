@@ -9,7 +9,7 @@ import zarr
 
 from blockbuster.errors import ParameterError
 from blockbuster.ngff import Level, Multiscale, check_level, image_node, read_multiscale, unit_name
-from blockbuster.stores import ArrayRef, Readable, StoreRef, absolute_path, open_node
+from blockbuster.stores import ArrayRef, Readable, StoreRef, absolute_path, open_node, reading
 from blockbuster.tiffs import TiffForm, TiffRef, is_tiff, read_tiff_form
 
 __all__ = ["ImageFile", "dimension_names", "open_file"]
@@ -62,8 +62,11 @@ def open_file(path: str) -> ImageFile:
         If there is none, or several.
     """
     path = absolute_path(path)
-    if is_tiff(path):
-        return _open_tiff(path)
+    with reading(path):
+        return _open_tiff(path) if is_tiff(path) else _open_zarr(path)
+
+
+def _open_zarr(path: str) -> ImageFile:
     node, component = open_node(path), ""
     if isinstance(node, zarr.Group):
         node, component = image_node(node, path)

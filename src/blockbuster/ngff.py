@@ -30,6 +30,7 @@ __all__ = [
     "image_attributes",
     "image_node",
     "label_attributes",
+    "member_names",
     "ome_attributes",
     "pick_channel",
     "read_multiscale",
@@ -285,6 +286,20 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def member_names(group: zarr.Group) -> list[str]:
+    """Arrays and groups within a group that its metadata name."""
+    ome = ome_attributes(group)
+    images = [_mapping(image) for image in ome.get("multiscales") or ()]
+    names = [str(dataset["path"]) for image in images for dataset in image.get("datasets", ())]
+    names += [str(name) for name in ome.get("labels") or () if str(name) in group]
+    names += [str(image["path"]) for image in _mapping(ome.get("well")).get("images", ())]
+    names += [str(well["path"]) for well in _mapping(ome.get("plate")).get("wells", ())]
+    names += ["labels"] if images and "labels" in group else []
+    if "bioformats2raw.layout" in ome:
+        names += [*_series(group), *(["OME"] if "OME" in group else [])]
+    return list(dict.fromkeys(names))
+
+
 def holds_labels(group: zarr.Group) -> bool:
     """Whether the metadata of a group say that it is a label image."""
     return "image-label" in ome_attributes(group)
@@ -518,10 +533,8 @@ def label_attributes(names: Sequence[str], version: str) -> Attributes:
 
 def _versioned(ome: Attributes, version: str) -> Attributes:
     if version != "0.4":
-        label = ome.get("image-label")
-        if label is not None:
-            ome = {**ome, "image-label": {**label, "version": version}}
-        return {"ome": {"version": version, **ome}}
+        versioned = {key: {**ome[key], "version": version} for key in ("image-label", "plate", "well") if key in ome}
+        return {"ome": {"version": version, **ome, **versioned}}
     made = dict(ome)
     for key in ("multiscales",):
         if key in made:
@@ -532,9 +545,17 @@ def _versioned(ome: Attributes, version: str) -> Attributes:
     return made
 
 
-def converted_attributes(attributes: Mapping[str, Any], version: Version) -> Attributes:
-    """The attributes of any group of OME-Zarr in the words of another version; those that are not of it as they are."""
-    words = ("multiscales", "omero", "image-label", "labels", "plate", "well", "bioformats2raw.layout", "series")
+def converted_attributes(attributes: Mapping[str, Any], version: Version, name: str) -> Attributes:
+    """The attributes of any group in the words of another version of OME-Zarr; those that are not of it as they are.
+
+    Parameters
+    ----------
+    name : str
+        Path of the group, which tells whether "labels" and "series" are words of OME-Zarr.
+    """
+    words = ["multiscales", "omero", "image-label", "plate", "well", "bioformats2raw.layout"]
+    words += ["labels"] * (name.endswith("labels") or name == "") + ["series"] * name.endswith("OME")
+    words = [word for word in words if word not in ("labels", "series") or _are_names(attributes.get(word))]
     ome = dict(attributes.get("ome", {})) or {key: attributes[key] for key in words if key in attributes}
     others = {key: value for key, value in attributes.items() if key != "ome" and key not in words}
     if not ome:
@@ -543,6 +564,10 @@ def converted_attributes(attributes: Mapping[str, Any], version: Version) -> Att
     for key in ("omero", "plate", "well"):
         if isinstance(ome.get(key), Mapping):
             ome[key] = {k: v for k, v in ome[key].items() if k != "version"}
-    if "multiscales" in ome:
+    if isinstance(ome.get("multiscales"), list):
         ome["multiscales"] = [{k: v for k, v in entry.items() if k != "version"} for entry in ome["multiscales"]]
     return {**others, **_versioned(ome, version)}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -33,6 +33,7 @@ from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
 __all__ = [
+    "METADATA",
     "Members",
     "Output",
     "Patch",
@@ -50,7 +51,7 @@ __all__ = [
 _CHUNK_VOXELS = 1 << 22
 # What zarr calls a file until it is whole.
 _TEMPORARY = re.compile(r"[.][0-9a-f]{32}[.]partial$")
-_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ class Output:
             with self._writing():
                 os.makedirs(path, exist_ok=True)
                 zarr.create_group(path, zarr_format=zarr_format, attributes=dict(attributes))
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a file or a folder into the output."""
+        target = os.path.join(self.partial, name)
+        with self._writing():
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source, target)
 
     def write(self, region: Region, block: NDArray[Any], *, name: str = "") -> None:
         """Write whole chunks."""
@@ -190,10 +200,10 @@ class Output:
                 zarr.open_group(self.root, path="/".join(parts[:depth]), mode="a", zarr_format=form)
 
 
-def consolidate(root: str | Path) -> None:
+def consolidate(root: str | Path, *, always: bool = False) -> None:
     """Where readers look arrays up in the metadata of a store, tell them what is in it now."""
     group = zarr.open(root, mode="r")
-    if isinstance(group, zarr.Group) and group.metadata.consolidated_metadata is not None:
+    if isinstance(group, zarr.Group) and (always or group.metadata.consolidated_metadata is not None):
         with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
             zarr.consolidate_metadata(root)
 
@@ -214,7 +224,7 @@ class Patch(Output):
         """Prepare an array of the same form for the chunks that change."""
         with self._writing():
             os.makedirs(self.partial, exist_ok=True)
-            for form in _METADATA:
+            for form in METADATA:
                 if (self.path / form).exists():
                     shutil.copy2(self.path / form, self.partial)
 
@@ -230,20 +240,34 @@ class Patch(Output):
             If that is no longer of the form that the chunks were written for.
         """
         with self._writing():
-            changed = [n for n in _METADATA if _bytes_of(self.path / n) != _bytes_of(Path(self.partial, n))]
-            if changed:
-                raise OutputError(
-                    f"{self.path} was changed while this run wrote to it: {', '.join(changed)} differ. Start again."
-                )
+            if _form_of(self.path) != _form_of(Path(self.partial)):
+                raise OutputError(f"{self.path} was replaced by an array of another form. Start again.")
             for folder, _, names in os.walk(self.partial):
                 for name in names:
                     self._move(os.path.relpath(os.path.join(folder, name), self.partial))
             self.discard()
 
     def _move(self, key: str) -> None:
-        if key not in _METADATA:
+        if key not in METADATA:
             os.makedirs((self.path / key).parent, exist_ok=True)
             os.replace(os.path.join(self.partial, key), self.path / key)
+
+
+@dataclass(frozen=True)
+class Part(Output):
+    """A new array of which other runs may make other parts."""
+
+    def _swap(self, overwrite: bool) -> None:
+        try:
+            os.makedirs(self.path.parent, exist_ok=True)
+            os.rename(self.partial, self.path)
+        except OSError:
+            if not self.path.exists() or not os.path.exists(self.partial):
+                raise
+            # Another run was first.
+            if not overwrite:
+                raise _exists(self.path, patches=True) from None
+            Patch(self.root, self.component, self.partial).commit(overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -335,7 +359,7 @@ def plan_output(
     if path.exists():
         _check_replaceable(path, overwrite, patches)
     name = f".{'-'.join([root.name, *component.split('/')]).strip('-')}.{uuid.uuid4().hex[:8]}.partial"
-    kind = Patch if patches and path.exists() else Output
+    kind = (Patch if path.exists() else Part) if patches else Output
     return kind(str(root), component, str(_workplace(root) / name))
 
 
@@ -364,7 +388,7 @@ def component_path(component: Any) -> str:
     """
     if isinstance(component, str):
         parts = component.strip("/").split("/")
-        if parts == [""] or not {"", ".", "..", *_METADATA} & set(parts):
+        if parts == [""] or not {"", ".", "..", *METADATA} & set(parts):
             return "/".join(parts)
     raise ParameterError(f"output_component {component!r} must be a path within the store, such as 'labels/cells'.")
 
@@ -411,7 +435,7 @@ def _other_members(path: Path) -> list[str] | None:
     return sorted(
         entry.name
         for entry in path.iterdir()
-        if not entry.name.startswith(".") and entry.name not in {*levels, *_METADATA}
+        if not entry.name.startswith(".") and entry.name not in {*levels, *METADATA}
     )
 
 
@@ -472,8 +496,10 @@ def _exists(path: Path, patches: bool = False) -> OutputExistsError:
     )
 
 
-def _bytes_of(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+def _form_of(path: Path) -> dict[str, Any]:
+    """What chunks depend on."""
+    form = zarr.open_array(path, mode="r").metadata.to_dict()
+    return {key: value for key, value in form.items() if key != "attributes"}
 
 
 def node_kind(path: Path) -> str | None:

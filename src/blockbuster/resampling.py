@@ -50,8 +50,6 @@ _TRUNCATE = 4.0
 _MAX_ORDER = 5
 # Voxels that are reduced at once.
 _SLAB = 1 << 19
-# Voxels of the axes that shrink, from which on the others are taken one by one.
-_PLANE = 1 << 12
 
 
 class Resampling(Protocol):
@@ -177,9 +175,6 @@ class Interpolation:
         if all(f == 1 for f in self.factors):
             return block
         kept = [axis for axis, f in enumerate(self.factors) if f == 1]
-        if math.prod(n for n, f in zip(block.shape, self.factors, strict=True) if f > 1) < _PLANE:
-            # Splines go through the voxels: a factor of 1 changes nothing, and costs less than many small calls.
-            kept = []
         out = np.empty(tuple(s.stop - s.start for s in region), block.dtype.newbyteorder("="))
         starts = [s.start for s in self.source(region, shape)]
         scaled = [axis for axis in range(block.ndim) if axis not in kept]

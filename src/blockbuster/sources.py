@@ -21,7 +21,7 @@ from blockbuster.graph import Blocks, read_as_it_is, values_in_graph
 from blockbuster.grid import Region
 from blockbuster.image_files import ImageFile, dimension_names, open_file
 from blockbuster.ngff import pick_channel
-from blockbuster.stores import ArrayRef, read_region, reference
+from blockbuster.stores import ArrayRef, read_region, reading, reference
 
 __all__ = [
     "Chunks",
@@ -166,7 +166,8 @@ class StoredImage:
     def identity(self) -> str:
         """Tells whether another run had the same image: its name, its form, and a few of its files or voxels."""
         picked = [i for i in self.fixed if i is not None]
-        content = self.ref.file_states() or self._samples()
+        with reading(self.ref.describe()):
+            content = self.ref.file_states() or self._samples()
         return f"{self.ref.describe()} {self.shape} {self.dtype} at {picked} {tokenize(content)}"
 
     def read(self, region: Region, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -5,13 +5,17 @@ The pipeline is set on the arrays that are opened here, never in the configurati
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
 import math
 import os
 import sys
 import urllib.parse
 import uuid
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -28,7 +32,7 @@ from zarrs.pipeline import (
     get_codec_pipeline_impl,
 )
 
-from blockbuster.errors import ImageError
+from blockbuster.errors import BlockbusterError, ImageError
 
 __all__ = [
     "ArrayRef",
@@ -40,6 +44,7 @@ __all__ = [
     "file_state",
     "local_path",
     "open_node",
+    "reading",
     "reference",
     "with_fast_codecs",
 ]
@@ -49,6 +54,7 @@ FileState: TypeAlias = tuple[str, int, int]
 
 # Chunks that are looked at for changes: all of them, but for arrays of very many.
 _FILES = 4096
+_REMOTE_FILES = 8
 
 
 class Readable(Protocol):
@@ -114,17 +120,42 @@ class StoreRef:
     def file_states(self) -> list[FileState]:
         """Name, size and time of change of its metadata and of some of its chunks."""
         if self.home is None:
-            return []
+            return _remote_states(self)
         archive, _ = _archive_of(self.store)
         if archive is not None:
             return [file_state(archive)]
         array = zarr.open_array(self.store, path=self.component, mode="r")
-        units = array.shards or array.chunks
-        counts = [max(-(-n // c), 1) for n, c in zip(array.shape, units, strict=True)]
-        picked = np.unique(np.linspace(0, math.prod(counts) - 1, _FILES).astype(np.int64))
-        indices = zip(*np.unravel_index(picked, counts), strict=True)
-        keys = [array.metadata.encode_chunk_key(tuple(map(int, index))) for index in indices]
-        return [file_state(self.home / name) for name in ("zarr.json", ".zarray", *keys)]
+        return [file_state(self.home / name) for name in ("zarr.json", ".zarray", *_chunk_keys(array, _FILES))]
+
+
+def _chunk_keys(array: zarr.Array[Any], most: int) -> list[str]:
+    """Names of some of the files of an array, spread evenly."""
+    units = array.shards or array.chunks
+    counts = [max(-(-n // c), 1) for n, c in zip(array.shape, units, strict=True)]
+    if not counts:
+        return [array.metadata.encode_chunk_key(())]
+    picked = np.unique(np.linspace(0, math.prod(counts) - 1, most).astype(np.int64))
+    indices = zip(*np.unravel_index(picked, counts), strict=True)
+    return [array.metadata.encode_chunk_key(tuple(map(int, index))) for index in indices]
+
+
+def _remote_states(ref: StoreRef) -> list[FileState]:
+    """What a server tells of some files, without their content."""
+    import fsspec
+
+    array = zarr.open_array(ref.store, path=ref.component, mode="r")
+    system, root = fsspec.core.url_to_fs(ref.store)
+    form = json.dumps(array.metadata.to_dict(), default=str, sort_keys=True)
+    states: list[FileState] = [(hashlib.sha256(form.encode()).hexdigest(), len(form), 0)]
+    for key in _chunk_keys(array, _REMOTE_FILES):
+        name = "/".join(filter(None, (root, ref.component, key)))
+        try:
+            facts = system.info(name)
+        except FileNotFoundError:
+            facts = {}
+        told = [str(facts.get(word)) for word in ("ETag", "LastModified", "mtime") if facts.get(word)]
+        states.append((" ".join([key, *told]), int(facts.get("size") or 0), 0))
+    return states
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +269,19 @@ def open_node(path: str) -> zarr.Array[Any] | zarr.Group:
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(f"{path} cannot be opened as zarr: {error}") from error
     return node
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Say of what comes up on the way to a URL where that was: each protocol has errors of its own."""
+    try:
+        yield
+    except BlockbusterError:
+        raise
+    except Exception as error:
+        if "://" not in path:
+            raise
+        raise ImageError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:

@@ -40,7 +40,7 @@ from blockbuster.encoding import Encoding, ZarrFormat
 from blockbuster.errors import GeometryError, OutputError
 from blockbuster.graph import Input, Pass, PassesGraph, array_of_tiles, compute_arrays, map_tiles
 from blockbuster.grid import Region, Tile, TileGrid, region_shape
-from blockbuster.outputs import Members, Output, Patch, plan_output
+from blockbuster.outputs import Members, Output, Patch, consolidate, plan_output
 from blockbuster.progress import shown
 from blockbuster.raw import RawChunks, can_copy_raw
 from blockbuster.scratch import scratch
@@ -117,6 +117,10 @@ class TilePlan:
         Of the shape of the only array: what is not 0 is made.
     folders : tuple of Path
         Where more is read than the images.
+    beside : mapping
+        Files and folders that are no part of zarr, by where they go in the output.
+    consolidated : bool
+        Whether the metadata of all members are kept in the group as well.
     finish : callable, optional
         ``output -> attributes``, once all arrays are made and before they are seen.
     """
@@ -130,6 +134,8 @@ class TilePlan:
     block_ids: tuple[int, ...] | None = None
     verify: bool = False
     folders: tuple[Path, ...] = ()
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    consolidated: bool = False
     finish: Callable[[Output], Mapping[str, Any]] | None = None
 
     @property
@@ -241,6 +247,10 @@ def _create(plan: TilePlan, output: Output) -> None:
         assert array.encoding is not None
         dtype = array.stored_dtype or array.dtype
         output.create(array.shape, dtype, array.encoding, name=array.name, attributes=array.attributes)
+    for name, source in plan.beside.items():
+        output.put(source, name)
+    if plan.consolidated:
+        consolidate(output.partial, always=True)
 
 
 def _check_form(output: Output, plan: TilePlan) -> None:
@@ -344,9 +354,12 @@ class _Work:
         counts = self.stage.tile(self.first + tile.block_id).counts
         if "crc" not in counts:
             return False
-        with blaming(tile, "reading it again"):
-            again = self.output.read(tile.core, name=self.name).astype(self.dtype, copy=False)
-            return _checksum(again) != counts["crc"]
+        try:
+            again = self.output.read(tile.core, name=self.name)
+        except (OSError, ValueError, RuntimeError):
+            # What cannot be read is not what was written.
+            return True
+        return _checksum(again.astype(self.dtype, copy=False)) != counts["crc"]
 
     def _inside(self, tile: Tile, blocks: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
         if not self.has_mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
+from zarr.errors import ZarrUserWarning
 
 from blockbuster.casting import Cast, Casting, make_cast
 from blockbuster.destination import Destination
 from blockbuster.encoding import Compression, ZarrFormat, check_format
 from blockbuster.errors import ImageError, ParameterError
 from blockbuster.grid import Region
-from blockbuster.ngff import converted_attributes, holds_labels, ome_attributes, version_for
+from blockbuster.ngff import converted_attributes, holds_labels, member_names, ome_attributes, version_for
+from blockbuster.outputs import METADATA
 from blockbuster.progress import Progress
 from blockbuster.sources import from_store, open_source
 from blockbuster.stores import StoreRef, absolute_path, local_path, open_node
@@ -96,11 +99,13 @@ def copy(
     block_ids : sequence of int, optional
         Row-major numbers of the tiles to copy; the others are as what is outside of `mask`.
     chunks : int or tuple of int, optional
-        Voxels per chunk and axis. Default: those of the source.
+        Voxels per chunk and axis. Default: those of the source; of one channel of it, and of what is not from zarr, as
+        in `write_image`.
     shards : "keep", None, int or tuple of int, default "keep"
         Voxels per shard and axis, whole chunks; None for none.
     compression : "keep", "lz4", "zstd", "gzip", "none", or a codec, default "keep"
-        "lz4" and "zstd" are those of Blosc, with bit shuffle. What is not from zarr is compressed by "lz4".
+        "lz4" and "zstd" are those of Blosc, with bit shuffle. One channel, and what is not from zarr, is compressed by
+        "lz4".
     zarr_format : {2, 3}, optional
         Default: that of the source; of other sources that of the store written to, 3 for a new one.
     dtype : dtype, optional
@@ -224,19 +229,28 @@ def _plan_group(
     for name, node in members.items():
         if isinstance(node, zarr.Array):
             parent = groups[name.rpartition("/")[0]]
-            axes = _axes_of(parent)
+            axes = _axes_of(parent, name.rpartition("/")[2])
             target = None if holds_labels(parent) else dtype
             arrays.append(_plan_member(path, name, node, axes, form, storage, tile_shape, target, casting))
-    folders = () if "://" in path else (Path(path),)
-    attributes = {name: _attributes(node, form) for name, node in groups.items()}
-    return TilePlan("copy", tuple(arrays), groups=attributes, zarr_format=form, verify=verify, folders=folders)
+    is_local = Path(path).is_dir()
+    attributes = {name: _attributes(name, node, form) for name, node in groups.items()}
+    return TilePlan(
+        "copy",
+        tuple(arrays),
+        groups=attributes,
+        zarr_format=form,
+        verify=verify,
+        folders=(Path(path),) if is_local else (),
+        beside=dict(_foreign_files(Path(path), members)) if is_local else {},
+        consolidated=group.metadata.consolidated_metadata is not None,
+    )
 
 
 def _plan_member(
     path: str,
     name: str,
     array: zarr.Array[Any],
-    axes: str | None,
+    axes: list[str] | None,
     form: ZarrFormat,
     storage: Storage,
     tile_shape: TileShape,
@@ -250,11 +264,12 @@ def _plan_member(
             raise ImageError(f"{path}/{name} holds {image.dtype}, no numbers: it is copied as it is stored only.")
         storage, dtype, tile_shape = Storage(), None, None
     cast = make_cast(image.dtype, dtype, casting)
+    storage = replace(storage, shards=_for_axes(storage.shards, array.ndim))
     encoding = storage.like(array, cast.dtype, form, _for_axes(storage.chunks, array.ndim))
     encoding.check(array.shape, cast.dtype)
     tiles = _for_axes(tile_shape, array.ndim)
     if form == 3 and axes is not None and len(axes) == array.ndim:
-        encoding.options["dimension_names"] = list(axes)
+        encoding.options["dimension_names"] = axes
     return ArrayPlan(
         image,
         Copying(cast),
@@ -274,39 +289,68 @@ def _for_axes(value: Any, ndim: int) -> Any:
     return value
 
 
-def _axes_of(group: zarr.Group) -> str | None:
+def _axes_of(group: zarr.Group, name: str) -> list[str] | None:
+    """The names that a group gives to the axes of one of its levels."""
     images = ome_attributes(group).get("multiscales")
-    axes = images[0].get("axes") if images else None
-    return "".join(str(a["name"] if isinstance(a, Mapping) else a)[0] for a in axes) if axes else None
+    for image in images if isinstance(images, Sequence) else ():
+        axes = image.get("axes") if isinstance(image, Mapping) else None
+        if axes and name in [dataset.get("path") for dataset in image.get("datasets", ())]:
+            return [str(axis["name"] if isinstance(axis, Mapping) else axis) for axis in axes]
+    return None
 
 
-def _attributes(group: zarr.Group, form: ZarrFormat) -> dict[str, Any]:
+def _attributes(name: str, group: zarr.Group, form: ZarrFormat) -> dict[str, Any]:
     attributes: dict[str, Any] = group.attrs.asdict()
     if form == group.metadata.zarr_format:
         return attributes
-    return converted_attributes(attributes, version_for(form))
+    return converted_attributes(attributes, version_for(form), name)
 
 
 def _members(group: zarr.Group, path: str) -> Iterator[tuple[str, zarr.Array[Any] | zarr.Group]]:
-    """All that is in a group, itself under "": by listing it, or as its metadata tell where it cannot be listed."""
+    """All that is in a group, itself under "": by listing it, or as its metadata tell where it cannot be listed.
+
+    Raises
+    ------
+    ImageError
+        If neither tells anything.
+    """
     yield "", group
-    if "://" not in path or group.metadata.consolidated_metadata is not None:
-        yield from group.members(max_depth=None)
+    if "://" not in path:
+        with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
+            yield from group.members(max_depth=None)
         return
-    ome = ome_attributes(group)
-    images = ome.get("multiscales", ())
-    names = [str(dataset["path"]) for image in images for dataset in image["datasets"]]
-    names += [str(name) for name in ome.get("labels", ())]
-    names += [str(image["path"]) for image in ome.get("well", {}).get("images", ())]
-    names += [str(well["path"]) for well in ome.get("plate", {}).get("wells", ())]
-    names += ["labels"] if images and "labels" in group else []
-    for name in dict.fromkeys(names):
+    found = {**dict(_told_members(group)), **_listed_members(group)}
+    if not found:
+        raise ImageError(
+            f"What is in the group {path} cannot be listed, and its metadata do not tell. Copy its arrays."
+        )
+    yield from found.items()
+
+
+def _listed_members(group: zarr.Group) -> dict[str, zarr.Array[Any] | zarr.Group]:
+    try:
+        with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
+            return dict(group.members(max_depth=None))
+    except (OSError, NotImplementedError, ValueError):
+        return {}
+
+
+def _told_members(group: zarr.Group) -> Iterator[tuple[str, zarr.Array[Any] | zarr.Group]]:
+    """What the metadata of a group name, and what the metadata of that name in turn."""
+    for name in member_names(group):
         for depth in range(1, name.count("/") + 1):
             above = "/".join(name.split("/")[:depth])
             yield above, group[above]
         node = group[name]
-        if isinstance(node, zarr.Array):
-            yield name, node
-        else:
-            for inner, member in _members(node, path):
-                yield f"{name}/{inner}".rstrip("/"), member
+        yield name, node
+        if isinstance(node, zarr.Group):
+            yield from ((f"{name}/{inner}", member) for inner, member in _told_members(node))
+
+
+def _foreign_files(path: Path, members: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Files and folders within the groups of a local store that zarr knows nothing of."""
+    for name, node in members.items():
+        for entry in (path / name).iterdir() if isinstance(node, zarr.Group) else ():
+            inner = f"{name}/{entry.name}".lstrip("/")
+            if inner not in members and entry.name not in METADATA:
+                yield inner, entry
