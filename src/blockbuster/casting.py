@@ -56,7 +56,7 @@ class Cast:
 
 
 def _plainly(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return (block.real if block.dtype.kind == "c" and dtype.kind != "c" else block).astype(dtype)
+    return (block.real if block.dtype.kind == "c" and dtype.kind not in "bc" else block).astype(dtype)
 
 
 def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> Cast:
@@ -72,7 +72,7 @@ def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> 
             f"casting {casting!r} is unknown. Choose one of {', '.join(map(repr, get_args(Casting)))}."
         )
     if target is None:
-        return Cast(source)
+        return Cast(source.newbyteorder("="))
     try:
         dtype = np.dtype(target)
     except TypeError:

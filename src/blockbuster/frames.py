@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -160,6 +160,8 @@ def factors_between(known: Multiscale | None, begin: int, n_levels: int | None) 
 def describe_labels(colors: Any, properties: Any, *, has_image: bool) -> dict[str, Any]:
     """What "image-label" keeps: the image of the labels, their colours and properties."""
     words: dict[str, Any] = {"source": {"image": "../../"}} if has_image else {}
+    if colors is not None and not isinstance(colors, Mapping):
+        raise ParameterError(f"colors {colors!r} are no mapping of labels to (red, green, blue).")
     if colors is not None:
         words["colors"] = [_colour(value, rgba) for value, rgba in colors.items()]
     if properties is not None:
@@ -169,8 +171,9 @@ def describe_labels(colors: Any, properties: Any, *, has_image: bool) -> dict[st
     return words
 
 
-def _colour(value: int, rgba: Sequence[int]) -> dict[str, Any]:
-    parts = [int(part) for part in rgba]
-    if len(parts) not in (3, 4) or any(not 0 <= part <= 255 for part in parts):
-        raise ParameterError(f"The color {rgba!r} of label {value} is not three or four numbers from 0 to 255.")
-    return {"label-value": int(value), "rgba": [*parts, 255][:4]}
+def _colour(value: Any, rgba: Any) -> dict[str, Any]:
+    parts = list(rgba) if isinstance(rgba, Iterable) and not isinstance(rgba, str) else []
+    good = all(hasattr(part, "__index__") and 0 <= part <= 255 for part in parts)
+    if len(parts) not in (3, 4) or not good or not hasattr(value, "__index__"):
+        raise ParameterError(f"The color {rgba!r} of label {value!r} is not three or four ints from 0 to 255.")
+    return {"label-value": int(value), "rgba": [*map(int, parts), 255][:4]}

@@ -553,20 +553,31 @@ def converted_attributes(attributes: Mapping[str, Any], version: Version, name: 
     name : str
         Path of the group, which tells whether "labels" and "series" are words of OME-Zarr.
     """
-    words = ["multiscales", "omero", "image-label", "plate", "well", "bioformats2raw.layout"]
-    words += ["labels"] * (name.endswith("labels") or name == "") + ["series"] * name.endswith("OME")
-    words = [word for word in words if word not in ("labels", "series") or _are_names(attributes.get(word))]
-    ome = dict(attributes.get("ome", {})) or {key: attributes[key] for key in words if key in attributes}
-    others = {key: value for key, value in attributes.items() if key != "ome" and key not in words}
+    inner = attributes.get("ome")
+    source = inner if isinstance(inner, Mapping) else attributes
+    ome = {key: value for key, value in source.items() if _is_ome(key, value, name)}
+    others = {key: value for key, value in attributes.items() if key not in ome and not (key == "ome" and ome)}
     if not ome:
         return others
-    ome.pop("version", None)
     for key in ("omero", "plate", "well"):
-        if isinstance(ome.get(key), Mapping):
+        if key in ome:
             ome[key] = {k: v for k, v in ome[key].items() if k != "version"}
-    if isinstance(ome.get("multiscales"), list):
-        ome["multiscales"] = [{k: v for k, v in entry.items() if k != "version"} for entry in ome["multiscales"]]
+    if "multiscales" in ome:
+        ome["multiscales"] = [{k: v for k, v in _mapping(one).items() if k != "version"} for one in ome["multiscales"]]
     return {**others, **_versioned(ome, version)}
+
+
+def _is_ome(key: str, value: Any, name: str) -> bool:
+    """Whether an attribute of the group `name` is one of OME-Zarr."""
+    if key in ("omero", "image-label", "plate", "well"):
+        return isinstance(value, Mapping)
+    if key == "multiscales":
+        return isinstance(value, list)
+    if key == "labels":
+        return _are_names(value) and (name == "" or name.endswith("labels"))
+    if key == "series":
+        return _are_names(value) and name.endswith("OME")
+    return key == "bioformats2raw.layout"
 
 
 def _are_names(value: Any) -> bool:

@@ -524,4 +524,7 @@ def _opened(output: Output, name: str) -> zarr.Array[Any]:
     if isinstance(output, Patch):
         # A chunk that has become empty must be stored, to replace the one that is there; zarrs would leave it out.
         return array.with_config({"write_empty_chunks": True})
+    if array.dtype.kind == "c":
+        # Zarr takes complex numbers for empty that are 0 but for their signs.
+        array = array.with_config({"write_empty_chunks": True})
     return with_fast_codecs(array)

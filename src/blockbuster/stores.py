@@ -281,7 +281,8 @@ def reading(path: str) -> Iterator[None]:
     except Exception as error:
         if "://" not in path:
             raise
-        raise ImageError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        hint = " Open buckets want the environment variable FSSPEC_S3_ANON=true." if path.startswith("s3:") else ""
+        raise ImageError(f"{path} cannot be read: {type(error).__name__}: {error}.{hint}") from error
 
 
 def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:

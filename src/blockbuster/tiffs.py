@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import re
 import uuid
 import weakref
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,25 +91,32 @@ def read_tiff_form(path: str) -> TiffForm:
     """
     import tifffile
 
+    with _reading(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        axes = series.axes.lower()
+        scale, units, channels = _calibration(file)
+        named = axes.replace("s", "c") if "c" not in axes else axes
+        return TiffForm(named, len(series.levels), scale, units, channels)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say which TIFF it is that cannot be read: there are as many errors as ways to be damaged."""
     try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            axes = series.axes.lower()
-            scale, units, channels = _calibration(file)
-            named = axes.replace("s", "c") if "c" not in axes else axes
-            return TiffForm(named, len(series.levels), scale, units, channels)
+        yield
     except FileNotFoundError as error:
         raise ImageError(f"There is nothing at {path}. Give the path of a zarr store or of a TIFF.") from error
-    except (tifffile.TiffFileError, IndexError) as error:
-        raise ImageError(f"{path} cannot be read as a TIFF: {error}") from error
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read as a TIFF: {type(error).__name__}: {error}") from error
 
 
 @functools.lru_cache(maxsize=16)
 def _opened_tiff(ref: TiffRef) -> Readable:
     import tifffile
 
-    store = tifffile.imread(ref.path, aszarr=True, level=ref.level)
-    array = zarr.open_array(store, mode="r")
+    with _reading(ref.path):
+        store = tifffile.imread(ref.path, aszarr=True, level=ref.level)
+        array = zarr.open_array(store, mode="r")
     weakref.finalize(array, store.close)
     return array
 
@@ -124,7 +134,10 @@ def _calibration(file: Any) -> Calibration:
 
 def _from_ome(text: str) -> Calibration:
     """The first image of OME-XML, http://www.openmicroscopy.org/Schemas/OME/2016-06: in micrometres by default."""
-    pixels = next((e for e in ET.fromstring(text).iter() if e.tag.endswith("}Pixels")), None)
+    try:
+        pixels = next((e for e in ET.fromstring(text).iter() if e.tag.endswith("}Pixels")), None)
+    except ET.ParseError:
+        pixels = None
     if pixels is None:
         return {}, {}, ()
     scale, units = {}, {}
@@ -134,8 +147,9 @@ def _from_ome(text: str) -> Calibration:
         ("x", "PhysicalSizeX", "µm"),
         ("t", "TimeIncrement", "s"),
     ):
-        if name in pixels.attrib:
-            scale[axis] = float(pixels.attrib[name])
+        distance = _distance(pixels.attrib.get(name))
+        if distance is not None:
+            scale[axis] = distance
             units[axis] = pixels.attrib.get(f"{name}Unit", unit)
     channels = [e.attrib.get("Name", "") for e in pixels if e.tag.endswith("}Channel")]
     return scale, units, tuple(channels) if any(channels) else ()
@@ -143,19 +157,31 @@ def _from_ome(text: str) -> Calibration:
 
 def _from_imagej(file: Any, metadata: Mapping[str, Any]) -> Calibration:
     """ImageJ keeps x and y in the tags of resolution, voxels per unit, and z and t in its own words."""
-    unit = str(metadata.get("unit", ""))
+    # ImageJ writes letters that are no ASCII as escapes.
+    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), str(metadata.get("unit", "")))
     tags = file.pages[0].tags
     scale: dict[str, float] = {}
     factor = 1.0
     if unit in ("", "pixel", "inch") and "ResolutionUnit" in tags:
         factor, unit = _RESOLUTION_UNITS.get(int(tags["ResolutionUnit"].value), 0.0), "µm"
     for axis, tag in (("x", "XResolution"), ("y", "YResolution")):
-        if tag in tags and tags[tag].value[0] and factor:
-            above, below = tags[tag].value
-            scale[axis] = factor * below / above
-    if "spacing" in metadata and scale:
-        scale["z"] = float(metadata["spacing"])
+        above, below = tags[tag].value if tag in tags else (0, 0)
+        distance = _distance(factor * below / above if above else None)
+        if distance is not None:
+            scale[axis] = distance
+    spacing, interval = _distance(metadata.get("spacing")), _distance(metadata.get("finterval"))
+    if spacing is not None and scale:
+        scale["z"] = spacing
     units = dict.fromkeys(scale, unit)
-    if metadata.get("finterval"):
-        scale["t"], units["t"] = float(metadata["finterval"]), "s"
+    if interval is not None:
+        scale["t"], units["t"] = interval, "s"
     return scale, units, ()
+
+
+def _distance(value: Any) -> float | None:
+    """A distance between voxels; None for what is none."""
+    try:
+        made = float(value)
+    except (TypeError, ValueError):
+        return None
+    return made if math.isfinite(made) and made > 0 else None

@@ -55,6 +55,9 @@ logger = logging.getLogger("blockbuster")
 
 # Bytes that a task may work on at once.
 _PART = 1 << 24
+# The same for a part that reads what others read as well, and how much more two halves of it may read than the whole.
+_OVERLAPPING_PART = 1 << 28
+_AGAIN = 1.5
 
 
 class Kernel(Protocol):
@@ -512,24 +515,37 @@ def _verify(plan: TilePlan, works: Sequence[_Work], passes: Sequence[Pass]) -> N
 
 
 def _parts(region: Region, kernel: Kernel, image: StoredImage) -> Iterator[Region]:
-    """A region cut so that what each part reads fits into the memory of a task, at chunks of what is read if it can."""
+    """A region cut so that what each part reads fits into the memory of a task, at chunks of it where that can be."""
     read = kernel.source(region, image.shape)
-    if math.prod(region_shape(read)) * kernel.work_bytes(image.dtype) <= _PART or region_shape(region).count(1) == len(
-        region
-    ):
+    work = _voxels(read) * kernel.work_bytes(image.dtype)
+    if work <= _PART or _voxels(region) <= 1:
         yield region
         return
-    spans = [
-        -(-(r.stop - r.start) // max(c[0], 1)) if s.stop - s.start > 1 else 0
-        for r, s, c in zip(read, region, image.chunks, strict=True)
-    ]
-    axis = max(range(len(spans)), key=lambda a: (spans[a], region[a].stop - region[a].start))
-    whole = region[axis]
-    chunk = image.chunks[axis][0] * (whole.stop - whole.start) // max(read[axis].stop - read[axis].start, 1)
-    half = (whole.stop - whole.start) // 2
-    step = max(half // chunk * chunk if 0 < chunk <= half else half, 1)
-    for part in (slice(whole.start, whole.start + step), slice(whole.start + step, whole.stop)):
-        yield from _parts((*region[:axis], part, *region[axis + 1 :]), kernel, image)
+    halves = _halves(region, read, image)
+    again = sum(_voxels(kernel.source(half, image.shape)) for half in halves) / _voxels(read)
+    """A region cut so that what each part reads fits into the memory of a task, at chunks where that can be."""
+    if again > 1 and (work <= _OVERLAPPING_PART or again > _AGAIN):
+        yield region
+        return
+    for half in halves:
+        yield from _parts(half, kernel, image)
+
+
+def _halves(region: Region, read: Region, image: StoredImage) -> tuple[Region, Region]:
+    """A region cut in two across the axis along which it reads the most chunks."""
+    chunks = [max(axis[0], 1) for axis in image.chunks]
+    spans = [-(-(s.stop - s.start) // c) for s, c in zip(read, chunks, strict=True)]
+    extents = region_shape(region)
+    axis = max((a for a, n in enumerate(extents) if n > 1), key=lambda a: (spans[a], extents[a]))
+    chunk = chunks[axis] * extents[axis] // max(read[axis].stop - read[axis].start, 1)
+    half = extents[axis] // 2
+    cut = region[axis].start + max(half // chunk * chunk if 0 < chunk <= half else half, 1)
+    before, after = slice(region[axis].start, cut), slice(cut, region[axis].stop)
+    return (*region[:axis], before, *region[axis + 1 :]), (*region[:axis], after, *region[axis + 1 :])
+
+
+def _voxels(region: Region) -> int:
+    return math.prod(region_shape(region))
 
 
 def _checksum(block: NDArray[Any]) -> int:

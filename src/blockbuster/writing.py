@@ -285,12 +285,7 @@ def write_labels(
         overwrite=overwrite,
         verbose=verbose,
     )
-    if order or method in ("mean", "median"):
-        asked = f"order {order}" if order else f"method {method!r}"
-        raise ParameterError(
-            f"{asked} makes values that are no labels. Choose method='mode-nonzero', 'mode', 'max' or 'min', or "
-            "method=None with order=0."
-        )
+    _check_label_method(method, order)
     source = open_source(labels, channel=None, plain_level=True)
     if source.dtype.kind not in "iub":
         raise ParameterError(f"labels have dtype {source.dtype}. Labels are integers: see copy(..., dtype=, casting=).")
@@ -391,6 +386,8 @@ def pyramid(
         root = Path(file.path)
     form = file.form
     source = from_file(file, channel=None, level=0)
+    if method != "auto" and _is_label(file):
+        _check_label_method(method, order)
     if method == "auto":
         method = "mode-nonzero" if _is_label(file) else "mean"
         method = None if order else method
@@ -429,9 +426,25 @@ def _is_label(file: ImageFile) -> bool:
     return path.parent.name == "labels" and path.name in map(str, listed or ())
 
 
+def _check_label_method(method: str | None, order: int) -> None:
+    """Refuse ways of making levels that make values which are no labels.
+
+    Raises
+    ------
+    ParameterError
+        If this is one of them.
+    """
+    if order or method in ("mean", "median"):
+        asked = f"order {order}" if order else f"method {method!r}"
+        raise ParameterError(
+            f"{asked} makes values that are no labels. Choose method='mode-nonzero', 'mode', 'max' or 'min', or "
+            "method=None with order=0."
+        )
+
+
 def _known_axes(known: Multiscale | None) -> str | None:
     """The axes of a source; None where it only counts them, as a TIFF does by "q" and "i"."""
-    return None if known is None or {"q", "i"} & set(known.axes) else known.axes
+    return None if known is None or (set(known.axes) <= set("qiyx") and set(known.axes) & set("qi")) else known.axes
 
 
 # What is written
@@ -636,6 +649,8 @@ def _register(root: Path, name: str, version: Version) -> None:
         group = zarr.open_group(root, path="labels", mode="r+")
         names = [str(one) for one in ome_attributes(group).get("labels", ())]
         if name not in names:
-            group.attrs.update(label_attributes([*names, name], version))
+            made = label_attributes([*names, name], version)
+            others: Any = group.attrs.asdict().get("ome", {})
+            group.attrs.update({"ome": {**others, **made["ome"]}} if "ome" in made else made)
             consolidate(root)
     Path(lock.lock_file).unlink(missing_ok=True)
