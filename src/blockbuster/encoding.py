@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +17,16 @@ from zarr.storage import MemoryStore
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import per_axis
 
-__all__ = ["Compression", "Encoding", "ZarrFormat", "check_format", "encode_like", "new_encoding", "same_encoding"]
+__all__ = [
+    "Compression",
+    "Encoding",
+    "ZarrFormat",
+    "check_format",
+    "encode_like",
+    "group_files",
+    "new_encoding",
+    "same_encoding",
+]
 
 ZarrFormat: TypeAlias = Literal[2, 3]
 Compression: TypeAlias = Any
@@ -77,29 +86,33 @@ class Encoding:
             Such as for a codec of the other format.
         """
         try:
-            self._make(MemoryStore(), shape, dtype, {})
+            self.files(shape, dtype, {})
         except (TypeError, ValueError, KeyError) as error:
             raise ParameterError(
                 f"An array of {dtype} cannot be stored as asked in zarr format {self.zarr_format} ({self}): {error}"
             ) from error
 
-    def create(self, path: str, shape: Sequence[int], dtype: np.dtype[Any], attributes: dict[str, Any]) -> None:
-        """Make the empty array."""
-        self._make(path, shape, dtype, attributes)
-
-    def _make(
-        self, store: str | MemoryStore, shape: Sequence[int], dtype: np.dtype[Any], attributes: dict[str, Any]
-    ) -> None:
+    def files(self, shape: Sequence[int], dtype: np.dtype[Any], attributes: Mapping[str, Any]) -> dict[str, bytes]:
+        """The files of the empty array, by their names."""
+        held: dict[str, Any] = {}
         zarr.create_array(
-            store,
+            MemoryStore(held),
             shape=tuple(shape),
             dtype=dtype,
             chunks=self.chunks,
             shards=self.shards,
             zarr_format=self.zarr_format,
-            attributes=attributes,
+            attributes=dict(attributes),
             **self.options,
         )
+        return {name: buffer.to_bytes() for name, buffer in held.items()}
+
+
+def group_files(zarr_format: ZarrFormat, attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of an empty group, by their names."""
+    held: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(held), zarr_format=zarr_format, attributes=dict(attributes))
+    return {name: buffer.to_bytes() for name, buffer in held.items()}
 
 
 def check_format(zarr_format: Any) -> ZarrFormat | None:

@@ -26,7 +26,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from blockbuster.encoding import Encoding, ZarrFormat
+from blockbuster.encoding import Encoding, ZarrFormat, group_files
 from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
 from blockbuster.files import remove_folder, write_whole
 from blockbuster.grid import Region, TileGrid
@@ -49,8 +49,8 @@ __all__ = [
 
 # A chunk of 2^22 voxels is 16 MiB of int32: few files, and well below what blosc can take.
 _CHUNK_VOXELS = 1 << 22
-# What zarr calls a file until it is whole.
-_TEMPORARY = re.compile(r"[.][0-9a-f]{32}[.]partial$")
+# What zarr, and we, call a file until it is whole.
+_TEMPORARY = re.compile(r"[.][0-9a-f]{32}[.]partial$|^(zarr[.]json|complete[.]json|[.]z[a-z]+)[.][0-9a-f]{8}$")
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
@@ -90,31 +90,31 @@ class Output:
         name: str = "",
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make an empty array, the output itself or one within it; does nothing where it is there already.
+        """Make an empty array, the output itself or one within it; may be repeated.
 
         Raises
         ------
         OutputError
             If it cannot be made.
         """
-        path = os.path.join(self.partial, name)
-        if node_kind(Path(path)) == "array":
-            return
-        try:
-            with self._writing():
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                encoding.create(path, shape, dtype, dict(attributes or {}))
-        except OutputError:
-            self.discard()
-            raise
+        self._lay(name, encoding.files(shape, dtype, attributes or {}))
 
     def create_group(self, zarr_format: ZarrFormat, attributes: Mapping[str, Any], *, name: str = "") -> None:
-        """Make a group, the output itself or one within it; does nothing where it is there already."""
+        """Make a group, the output itself or one within it; may be repeated."""
+        self._lay(name, group_files(zarr_format, attributes))
+
+    def _lay(self, name: str, files: Mapping[str, bytes]) -> None:
         path = os.path.join(self.partial, name)
-        if node_kind(Path(path)) is None:
+        is_new = not os.path.exists(path)
+        try:
             with self._writing():
                 os.makedirs(path, exist_ok=True)
-                zarr.create_group(path, zarr_format=zarr_format, attributes=dict(attributes))
+                for key, data in files.items():
+                    write_whole(os.path.join(path, key), data)
+        except OutputError:
+            if is_new:
+                self.discard()
+            raise
 
     def put(self, source: Path, name: str) -> None:
         """Copy a file or a folder into the output."""
@@ -184,7 +184,7 @@ class Output:
         return os.path.exists(self.partial)
 
     def tidy(self) -> None:
-        """Remove the files that zarr had under other names, to rename them, when an earlier try was killed."""
+        """Remove the files that were under other names, to be renamed, when an earlier try was killed."""
         for folder, _, names in os.walk(self.partial):
             for name in filter(_TEMPORARY.search, names):
                 os.unlink(os.path.join(folder, name))
