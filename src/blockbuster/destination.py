@@ -170,6 +170,9 @@ def done_before(to: Destination, manifest: Manifest, dtype: Any) -> dict[str, An
     if made.get("run") != _result_id(manifest, dtype):
         return None
     for left in () if to.keep_stage else stopped_stages(stage_folder(to, None), manifest):
+        for folder in (to.root.parent, to.root):
+            for partial in folder.glob(f".{glob.escape(os.path.basename(left.path))}.*.partial*"):
+                remove_folder(partial)
         left.remove()
     return made
 

@@ -294,6 +294,27 @@ class Members(Output):
     def _complete(self) -> str:
         return os.path.join(self.partial, "complete.json")
 
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse to replace what is there, unless asked to; not when all that is left is to move the arrays in.
+
+        Raises
+        ------
+        OutputExistsError
+            If there are levels, and `overwrite` is not set, or something else is where levels would go.
+        """
+        if self.is_complete:
+            return
+        if self.stale and not overwrite:
+            raise OutputExistsError(
+                f"The image {self.path} has the coarser levels {', '.join(self.stale)}. Give overwrite=True to replace "
+                "them."
+            )
+        taken = [name for name in self.names if (self.path / name).exists() and name not in self.stale]
+        if taken:
+            raise OutputExistsError(
+                f"There is already {', '.join(taken)} in {self.path}, where levels of its image would go."
+            )
+
     def annotate(self, attributes: dict[str, Any]) -> None:
         """Note what the attributes of the group are to be: from then on there is no way back."""
         with self._writing():
@@ -315,6 +336,8 @@ class Members(Output):
                     os.makedirs(there.parent, exist_ok=True)
                     os.rename(new, there)
             zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+            for left in filter(_TEMPORARY.search, os.listdir(self.path)):
+                os.unlink(self.path / left)
             consolidate(self.root)
             remove_folder(aside)
             self.discard()
@@ -364,16 +387,7 @@ def plan_output(
 
 
 def plan_members(path: Path, names: Sequence[str], stale: Sequence[str]) -> Members:
-    """Arrays to be put into the group at `path`.
-
-    Raises
-    ------
-    OutputExistsError
-        If something is there that is not to be replaced.
-    """
-    taken = [name for name in names if (path / name).exists() and name not in stale]
-    if taken:
-        raise OutputExistsError(f"There is already {', '.join(taken)} in {path}, where levels of its image would go.")
+    """Arrays to be put into the group at `path`, in place of the stale ones."""
     name = f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     return Members(str(path), "", str(_workplace(path) / name), names=tuple(names), stale=tuple(stale))
 

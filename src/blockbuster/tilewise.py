@@ -208,6 +208,8 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
     scheduler = active_scheduler()
     owner = stage_for(to, plan.home, manifest)
     output = replace(output, partial=partial_of(owner.stage, output, plan.operation))
+    if isinstance(output, Members):
+        output.check(overwrite=to.overwrite)
     with run_now(owner, scheduler, output, _is_useless):
         if isinstance(output, Members) and output.is_complete:
             output.commit(overwrite=to.overwrite)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from blockbuster.casting import Cast
 from blockbuster.destination import Destination
 from blockbuster.encoding import Compression, Encoding
-from blockbuster.errors import GeometryError, ImageError, OutputError, OutputExistsError, ParameterError
+from blockbuster.errors import GeometryError, ImageError, OutputError, ParameterError
 from blockbuster.frames import (
     describe_channels,
     describe_labels,
@@ -500,13 +500,6 @@ def _add_levels(file: ImageFile, source: Image, ladder: Ladder, to: Destination,
     arrays = level_plans(source, None, ladder, names[1:], encodings)
     levels = tuple(ladder.placed(form.levels[0], names))
 
-    def place() -> Output:
-        if old and not to.overwrite:
-            raise OutputExistsError(
-                f"The image {to.path} has the coarser levels {', '.join(old)}. Give overwrite=True to replace them."
-            )
-        return plan_members(to.path, names[1:], old)
-
     make_store(
         TilePlan(
             "pyramid",
@@ -515,7 +508,7 @@ def _add_levels(file: ImageFile, source: Image, ladder: Ladder, to: Destination,
             finish=lambda _output: _attributes_with(to.path, levels, kind),
         ),
         to,
-        place,
+        lambda: plan_members(to.path, names[1:], old),
     )
 
 
