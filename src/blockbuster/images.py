@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import zarr
 
+from blockbuster.errors import ImageError
 from blockbuster.image_files import ImageFile, open_file
 from blockbuster.ngff import ome_attributes
 from blockbuster.sources import StoredImage, from_file, lazily, open_source
@@ -120,6 +121,8 @@ def open_image(path: str | os.PathLike[str], *, channel: int | str | None = None
     ...     print(image.axes, image.scales, image.unit, [level.shape for level in image.levels])
     yx ((0.5, 0.5), (1.0, 1.0)) ('micrometer', 'micrometer') [(40, 50), (20, 25)]
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ImageError(f"{type(path).__name__} is no path. Give the path or URL of an image.")
     file = open_file(os.fspath(path))
     sources = [from_file(file, channel=channel, level=level) for level in range(len(file.refs))]
     keep = [axis for axis, index in enumerate(sources[0].fixed) if index is None]

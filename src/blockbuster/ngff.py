@@ -155,7 +155,7 @@ def check_level(level: Any, n_levels: int, path: str) -> None:
     ImageError
         If `level` is not an int from 0 to below `n_levels`.
     """
-    if not hasattr(level, "__index__") or isinstance(level, bool) or not 0 <= level < n_levels:
+    if not isinstance(level, int | np.integer) or isinstance(level, bool) or not 0 <= level < n_levels:
         raise ImageError(f"level {level!r} was asked for, but {path} has levels 0..{n_levels - 1}.")
 
 

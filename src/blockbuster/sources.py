@@ -222,6 +222,7 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, pl
     if isinstance(image, da.Array):
         return _from_dask(image)
     if isinstance(image, zarr.Array):
+        _check_numbers(image.dtype, str(image.store_path))
         return _stored(reference(image), image, dimension_names(image), (None,) * image.ndim)
     if isinstance(image, str | os.PathLike):
         file = open_file(os.fspath(image))
@@ -234,9 +235,10 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, pl
     except ValueError as error:
         raise ImageError(f"image is a {type(image).__name__} that is no array: {error}") from error
     if array.dtype.hasobject or array.dtype.kind in "USV":
+        hint = " Give its .data, or one of its .levels." if hasattr(image, "levels") else ""
         raise ImageError(
             f"image is a {type(image).__name__}, which holds {array.dtype}. Give a dask, numpy or zarr array, or the "
-            "path of a zarr store or a TIFF."
+            f"path of a zarr store or a TIFF.{hint}"
         )
     return MemoryImage(array)
 
@@ -264,7 +266,9 @@ def lazily(image: Image, chunks: Any = None) -> da.Array:
     source = image.array if isinstance(image, MemoryImage) else image
     try:
         blocks = image.chunks if chunks is None else normalize_chunks(chunks, image.shape, dtype=image.dtype)
-    except (ValueError, TypeError) as error:
+        if any(extent < 0 for axis in blocks for extent in axis):
+            raise ValueError("an extent is negative")
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise GeometryError(f"chunks {chunks!r} do not fit an image of shape {image.shape}: {error}") from error
     read: da.Array = da.from_array(source, chunks=blocks, name=f"image-{uuid.uuid4().hex}", fancy=False)
     return read
@@ -296,6 +300,7 @@ def from_file(file: ImageFile, *, channel: int | str | None, level: int) -> Stor
         If there is no such channel or level.
     """
     array = file.array(level)
+    _check_numbers(array.dtype, file.path)
     fixed = pick_channel(file.axes, file.form.channel_names, channel, array.shape, file.path)
     return _stored(file.refs[level], array, file.axes, fixed)
 
@@ -307,6 +312,11 @@ def _stored(ref: ArrayRef, array: Any, axes: str | None, fixed: Sequence[int | N
     names = None if axes is None else "".join(axes[axis] for axis in keep)
     dtype: np.dtype[Any] = np.dtype(array.dtype).newbyteorder("=")
     return StoredImage(ref, fixed, tuple(array.shape[axis] for axis in keep), dtype, chunks, names)
+
+
+def _check_numbers(dtype: np.dtype[Any], path: str) -> None:
+    if dtype.kind not in "biufc":
+        raise ImageError(f"{path} holds {dtype}, which is none of numbers: it is no image.")
 
 
 def _regular(extent: int, chunk: int) -> tuple[int, ...]:

@@ -55,6 +55,8 @@ FileState: TypeAlias = tuple[str, int, int]
 # Chunks that are looked at for changes: all of them, but for arrays of very many.
 _FILES = 4096
 _REMOTE_FILES = 8
+# What servers tell of the content of a file, in the words of fsspec.
+_MARKS = ("ETag", "LastModified", "Last-Modified", "Content-MD5", "Digest", "mtime")
 
 
 class Readable(Protocol):
@@ -153,7 +155,7 @@ def _remote_states(ref: StoreRef) -> list[FileState]:
             facts = system.info(name)
         except FileNotFoundError:
             facts = {}
-        told = [str(facts.get(word)) for word in ("ETag", "LastModified", "mtime") if facts.get(word)]
+        told = [str(facts[word]) for word in _MARKS if facts.get(word)]
         states.append((" ".join([key, *told]), int(facts.get("size") or 0), 0))
     return states
 

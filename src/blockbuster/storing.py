@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def plan_array(
         if patches:
             encoding.options["fill_value"] = 0
         encoding.check(shape, dtype)
-        unit = _existing_unit(to, patches) or encoding.unit
+        unit = _existing_unit(to, patches, len(shape)) or encoding.unit
         reads = [n * c // max(m, 1) for n, m, c in zip(shape, image.shape, stored_chunks(image), strict=True)]
         few = [1] * len(unit) if block_ids is not None else reads
         tiles = unit if tile_shape is None and block_ids is not None else tile_shape
@@ -124,6 +124,9 @@ def _encoding(
     form = check_home(to, storage.zarr_format)
     if stored is not None:
         return storage.like(stored, dtype, form or stored.metadata.zarr_format, storage.chunks)
+    picked = _zarr_array(image)
+    if picked is not None:
+        return _like_picked(image, picked, storage, shape, form or picked.metadata.zarr_format)
     chunks = storage.chunks
     is_given = isinstance(tile_shape, Sequence) and not isinstance(tile_shape, str)
     if chunks is None and _keeps(storage.shards) and is_given:
@@ -172,20 +175,42 @@ def _keeps(option: Any) -> bool:
     return isinstance(option, str) and option == "keep"
 
 
-def _existing_unit(to: Destination, patches: bool) -> tuple[int, ...] | None:
+def _existing_unit(to: Destination, patches: bool, ndim: int) -> tuple[int, ...] | None:
     """Whole chunks or shards of the array that a patch goes into, if there is one."""
     if not patches or not to.path.exists():
         return None
     node = open_node(str(to.path))
-    return (node.shards or node.chunks) if isinstance(node, zarr.Array) else None
+    if not isinstance(node, zarr.Array) or node.ndim != ndim:
+        # Refused where the output is planned.
+        return None
+    return node.shards or node.chunks
+
+
+def _like_picked(
+    image: Image,
+    array: zarr.Array[Any],
+    storage: Storage,
+    shape: Sequence[int],
+    form: ZarrFormat,
+) -> Encoding:
+    """As an array is stored that an image is a part of, such as one channel."""
+    keeps = _keeps(storage.compression) and form == array.metadata.zarr_format
+    storage = replace(storage, compression=(array.compressors or None) if keeps else storage.compression)
+    chunks = stored_chunks(image) if storage.chunks is None and _keeps(storage.shards) else storage.chunks
+    return storage.new(shape, form, image.axes, chunks=chunks, like=stored_chunks(image))
+
+
+def _zarr_array(image: Image) -> zarr.Array[Any] | None:
+    """The zarr array that an image is, or is a part of."""
+    array = image.ref.open() if isinstance(image, StoredImage) and isinstance(image.ref, StoreRef) else None
+    return array if isinstance(array, zarr.Array) else None
 
 
 def _plain_array(image: Image) -> zarr.Array[Any] | None:
     """The zarr array that an image is, voxel by voxel."""
     if not isinstance(image, StoredImage) or any(index is not None for index in image.fixed):
         return None
-    array = image.ref.open()
-    return array if isinstance(array, zarr.Array) and isinstance(image.ref, StoreRef) else None
+    return _zarr_array(image)
 
 
 def _check_mask(mask: Any, shape: Sequence[int]) -> Image | None:

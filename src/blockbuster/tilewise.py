@@ -525,7 +525,6 @@ def _parts(region: Region, kernel: Kernel, image: StoredImage) -> Iterator[Regio
         return
     halves = _halves(region, read, image)
     again = sum(_voxels(kernel.source(half, image.shape)) for half in halves) / _voxels(read)
-    """A region cut so that what each part reads fits into the memory of a task, at chunks where that can be."""
     if again > 1 and (work <= _OVERLAPPING_PART or again > _AGAIN):
         yield region
         return

@@ -23,7 +23,7 @@ from blockbuster.ngff import converted_attributes, holds_labels, member_names, o
 from blockbuster.outputs import METADATA
 from blockbuster.progress import Progress
 from blockbuster.sources import from_store, open_source
-from blockbuster.stores import StoreRef, absolute_path, local_path, open_node
+from blockbuster.stores import StoreRef, absolute_path, local_path, open_node, reading
 from blockbuster.storing import Storage, plan_array
 from blockbuster.tiffs import is_tiff
 from blockbuster.tilewise import ArrayPlan, TilePlan, make_array, make_store
@@ -99,13 +99,11 @@ def copy(
     block_ids : sequence of int, optional
         Row-major numbers of the tiles to copy; the others are as what is outside of `mask`.
     chunks : int or tuple of int, optional
-        Voxels per chunk and axis. Default: those of the source; of one channel of it, and of what is not from zarr, as
-        in `write_image`.
+        Voxels per chunk and axis. Default: those of the source; of what is not from zarr, as in `write_image`.
     shards : "keep", None, int or tuple of int, default "keep"
         Voxels per shard and axis, whole chunks; None for none.
     compression : "keep", "lz4", "zstd", "gzip", "none", or a codec, default "keep"
-        "lz4" and "zstd" are those of Blosc, with bit shuffle. One channel, and what is not from zarr, is compressed by
-        "lz4".
+        "lz4" and "zstd" are those of Blosc, with bit shuffle. What is not from zarr is compressed by "lz4".
     zarr_format : {2, 3}, optional
         Default: that of the source; of other sources that of the store written to, 3 for a new one.
     dtype : dtype, optional
@@ -208,7 +206,8 @@ def _group_of(source: Any) -> tuple[str, zarr.Group] | None:
     if not isinstance(source, str | os.PathLike) or is_tiff(os.fspath(source)):
         return None
     path = absolute_path(os.fspath(source))
-    node = open_node(path)
+    with reading(path):
+        node = open_node(path)
     return (path, node) if isinstance(node, zarr.Group) else None
 
 

@@ -580,7 +580,7 @@ def _ranges(array: zarr.Array[Any], axes: str) -> list[dict[str, float]]:
         size = array.size // (array.shape[axis] if axis >= 0 else 1)
         values = np.asarray(array[region]) if 0 < size <= _RANGE_VOXELS and array.dtype.kind in "iuf" else np.empty(0)
         finite = values[np.isfinite(values)]
-        start, end = np.percentile(finite, (0.1, 99.9)) if finite.size else (low, high)
+        start, end = np.percentile(finite.astype(np.float64), (0.1, 99.9)) if finite.size else (low, high)
         if array.dtype.kind == "f":
             low, high = float(start), float(end)
         ranges.append({"min": low, "max": high, "start": float(start), "end": float(max(end, start))})
