@@ -123,9 +123,8 @@ def ome_zarr_pyramid(task: Transfer) -> None:
 
 
 def patchworks_pyramid(task: Transfer) -> None:
-    from patchworks.plugins.ome_zarr import to_ome_zarr
-
     import dask.array as da
+    from patchworks.plugins.ome_zarr import to_ome_zarr
 
     with dask.config.set(scheduler="threads", num_workers=N_THREADS):
         to_ome_zarr(
