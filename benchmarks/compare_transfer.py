@@ -52,7 +52,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--job", nargs="+", choices=TRANSFERS, default=list(TRANSFERS))
     parser.add_argument("--shape", nargs=3, type=int, default=[512, 1024, 1024])
     parser.add_argument("--chunks", nargs=3, type=int, default=[128, 256, 256])
-    parser.add_argument("--to", nargs=3, type=int, default=[64, 256, 256], help="chunks of the copy")
+    parser.add_argument("--to", nargs=3, type=int, default=[64, 128, 128], help="chunks of the copy")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=IMPORTS)
     parser.add_argument("--folder", help="where the volume is kept for the next time")

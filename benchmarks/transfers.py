@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import dask
 import zarr
@@ -106,19 +107,29 @@ def blockbuster_pyramid(task: Transfer) -> None:
 
 
 def ome_zarr_pyramid(task: Transfer) -> None:
-    import dask.array as da
+    """The writer of ome-zarr-py as it comes: each level a resize of the one before."""
+    _ome_zarr(task)
+
+
+def ome_zarr_mean(task: Transfer) -> None:
+    """The same with means of cells, as the others make them."""
     from ome_zarr.scale import Methods
+
+    _ome_zarr(task, method=Methods.LOCAL_MEAN)
+
+
+def _ome_zarr(task: Transfer, **options: Any) -> None:
+    import dask.array as da
     from ome_zarr.writer import write_image
 
     with dask.config.set(scheduler="threads", num_workers=N_THREADS):
-        factors = [{"z": 1, "y": 2**k, "x": 2**k} for k in range(1, task.n_levels)]
         write_image(
             da.from_zarr(task.image),
             task.result,
             axes="zyx",
-            scale_factors=factors,
-            method=Methods.LOCAL_MEAN if hasattr(Methods, "LOCAL_MEAN") else Methods.RESIZE,
+            scale_factors=[{"z": 1, "y": 2**k, "x": 2**k} for k in range(1, task.n_levels)],
             storage_options={"chunks": tuple(task.chunks), "compressors": task.codec},
+            **options,
         )
 
 
@@ -152,7 +163,12 @@ TRANSFERS: dict[str, dict[str, Callable[[Transfer], None]]] = {
         "bioimage-py": bioimage_py_copy,
     },
     "same": {"blockbuster": blockbuster_bytes, "dask": dask_same},
-    "pyramid": {"blockbuster": blockbuster_pyramid, "ome-zarr-py": ome_zarr_pyramid, "patchworks": patchworks_pyramid},
+    "pyramid": {
+        "blockbuster": blockbuster_pyramid,
+        "ome-zarr-py": ome_zarr_pyramid,
+        "ome-zarr-py, means": ome_zarr_mean,
+        "patchworks": patchworks_pyramid,
+    },
 }
 # Imported before the clock starts.
 IMPORTS = {
@@ -161,6 +177,7 @@ IMPORTS = {
     "dask": "dask.array",
     "bioimage-py": "bioimage_py.copy",
     "ome-zarr-py": "ome_zarr.writer",
+    "ome-zarr-py, means": "ome_zarr.writer",
     "patchworks": "patchworks.plugins.ome_zarr",
 }
 

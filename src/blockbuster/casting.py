@@ -81,13 +81,20 @@ def make_cast(source: np.dtype[Any], target: DTypeLike | None, casting: str) -> 
         raise ParameterError(f"dtype {target!r} is none of numbers. Choose one such as 'uint16' or 'float32'.")
     made = cast("Casting", casting)
     numpys = made if made in ("safe", "same_kind", "unsafe") else "unsafe"
-    if not np.can_cast(source, dtype, numpys):
+    if not np.can_cast(source, dtype, numpys) or (made == "safe" and _loses_digits(source, dtype)):
         raise ParameterError(
             f"dtype {dtype} cannot hold all values of {source} (casting={casting!r}). Give casting='exact' to copy if "
             "all values fit, 'clip' to round them and clip them to the range of the dtype, or 'unsafe' for what NumPy "
             "makes of them."
         )
     return Cast(dtype.newbyteorder("="), made)
+
+
+def _loses_digits(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Whether integers are more exact than floats can be, which NumPy takes for safe at 64 bits."""
+    if source.kind not in "iu" or target.kind not in "fc":
+        return False
+    return 8 * source.itemsize - (source.kind == "i") > np.finfo(target).nmant + 1
 
 
 def rounded(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -153,6 +153,8 @@ def run_now(
         except BaseException as error:
             if output is not None and (is_useless(error) or not owner.stage.n_tiles()):
                 output.discard()
+            elif output is not None and output.is_begun:
+                error.add_note(f"What is written of the output is in {output.partial}; delete it with that folder.")
             raise
 
 

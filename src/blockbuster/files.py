@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 
-__all__ = ["remove_folder", "write_whole"]
+__all__ = ["remove_folder", "write_new", "write_whole"]
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -21,6 +21,22 @@ def write_whole(path: str, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def write_new(path: str, data: bytes) -> None:
+    """Write a file unless there is one, or another process makes one at the same time."""
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}"
+    write_whole(temporary, data)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    except OSError:
+        # There are file systems without links.
+        if not os.path.exists(path):
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:

@@ -94,7 +94,7 @@ def open_image(path: str | os.PathLike[str], *, channel: int | str | None = None
     path : str or path
         Path or URL of an OME-Zarr image of any version to 0.5, of a label image within one, of a field of a plate
         (``plate.zarr/B/03/0``), of a plain zarr array, of a zarr store in a zip file, or of a TIFF. A zarr group with
-        one array or image in it stands for that. URLs need the extra ``remote``.
+        one array or image in it stands for that. URLs need the extra ``blockbuster-imaging[remote]``.
     channel : int, str or None, default None
         One channel, by number or name; the channel axis goes. None: all.
     chunks : optional

@@ -28,7 +28,7 @@ from zarr.errors import ZarrUserWarning
 
 from blockbuster.encoding import Encoding, ZarrFormat, group_files
 from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
-from blockbuster.files import remove_folder, write_whole
+from blockbuster.files import remove_folder, write_new, write_whole
 from blockbuster.grid import Region, TileGrid
 from blockbuster.stores import with_fast_codecs
 
@@ -196,8 +196,11 @@ class Output:
     def _make_groups(self, form: ZarrFormat) -> None:
         parts = self.component.split("/")[:-1]
         for depth in range(len(parts) + 1):
-            if node_kind(Path(self.root, *parts[:depth])) is None:
-                zarr.open_group(self.root, path="/".join(parts[:depth]), mode="a", zarr_format=form)
+            group = Path(self.root, *parts[:depth])
+            if node_kind(group) is None:
+                os.makedirs(group, exist_ok=True)
+                for name, data in group_files(form, {}).items():
+                    write_new(str(group / name), data)
 
 
 def consolidate(root: str | Path, *, always: bool = False) -> None:
@@ -242,10 +245,18 @@ class Patch(Output):
         with self._writing():
             if _form_of(self.path) != _form_of(Path(self.partial)):
                 raise OutputError(f"{self.path} was replaced by an array of another form. Start again.")
+            self._forget_the_run()
             for folder, _, names in os.walk(self.partial):
                 for name in names:
                     self._move(os.path.relpath(os.path.join(folder, name), self.partial))
             self.discard()
+
+    def _forget_the_run(self) -> None:
+        """The array is no longer what the run made that it tells of."""
+        attributes = zarr.open_array(self.path, mode="r+").attrs
+        told: Any = attributes.asdict().get("blockbuster")
+        if isinstance(told, Mapping) and "run" in told:
+            attributes["blockbuster"] = {key: value for key, value in told.items() if key != "run"}
 
     def _move(self, key: str) -> None:
         if key not in METADATA:
@@ -319,15 +330,20 @@ class Members(Output):
         """Note what the attributes of the group are to be: from then on there is no way back."""
         with self._writing():
             os.makedirs(self.partial, exist_ok=True)
-            write_whole(self._complete, json.dumps(attributes).encode())
+            told = {"attributes": attributes, "stale": self.stale}
+            write_whole(self._complete, json.dumps(told).encode())
 
     def commit(self, *, overwrite: bool) -> None:
         """Move the arrays in, tell of them in the attributes, and remove those that go."""
         aside = f"{self.partial}.replaced"
         with self._writing():
-            attributes = json.loads(Path(self._complete).read_bytes())
+            told = json.loads(Path(self._complete).read_bytes())
+            attributes, stale = told["attributes"], told["stale"]
+            group = zarr.open_group(self.path, mode="r+")
+            # The metadata name no level that is not there, at no time.
+            group.attrs.update(_with_finest_only(group.attrs.asdict()))
             os.makedirs(aside, exist_ok=True)
-            for name in sorted({*self.stale, *self.names}):
+            for name in sorted({*stale, *self.names}):
                 new, there = Path(self.partial, name), self.path / name
                 # What is not here any more is there already: an earlier try was stopped half-way.
                 if there.exists() and (new.exists() or name not in self.names):
@@ -335,12 +351,20 @@ class Members(Output):
                 if new.exists():
                     os.makedirs(there.parent, exist_ok=True)
                     os.rename(new, there)
-            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+            group.attrs.update(attributes)
             for left in filter(_TEMPORARY.search, os.listdir(self.path)):
                 os.unlink(self.path / left)
             consolidate(self.root)
             remove_folder(aside)
             self.discard()
+
+
+def _with_finest_only(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an image whose first multiscale has its first level only."""
+    ome = attributes.get("ome", attributes)
+    first, *others = ome["multiscales"]
+    ome["multiscales"] = [{**first, "datasets": first["datasets"][:1]}, *others]
+    return attributes
 
 
 def _levels_in(attributes: Mapping[str, Any]) -> set[str]:

@@ -28,7 +28,7 @@ from blockbuster.errors import LabelOverflowError, ParameterError, SchedulerErro
 from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
-from blockbuster.outputs import Output, chunks_within, format_of, plan_output
+from blockbuster.outputs import Output, chunks_within, consolidate, format_of, plan_output
 from blockbuster.ownership import StageOwner
 from blockbuster.progress import shown
 from blockbuster.rules import Rule, Where
@@ -151,6 +151,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     sweep_around(to, manifest)
     done = done_before(to, manifest, plan.dtype)
     if done is not None:
+        consolidate(to.root)
         return Outcome(lazy_store(to.root, to.component), done["report"]["n_objects"])
     output = plan_output(
         to.root, to.component, overwrite=to.overwrite, inputs=[home for image in plan.inputs for home in image.homes]

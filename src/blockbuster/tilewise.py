@@ -56,7 +56,7 @@ logger = logging.getLogger("blockbuster")
 # Bytes that a task may work on at once.
 _PART = 1 << 24
 # The same for a part that reads what others read as well, and how much more two halves of it may read than the whole.
-_OVERLAPPING_PART = 1 << 28
+_OVERLAPPING_PART = 1 << 27
 _AGAIN = 1.5
 
 
@@ -169,6 +169,7 @@ class TilePlan:
             made[f"stored{about}"] = str(array.encoding)
         return {
             **made,
+            "verify": repr(self.verify),
             "mask": "none" if self.mask is None else self.mask.identity(),
             "block_ids": "all" if self.block_ids is None else repr(self.block_ids),
             **self.parameters,
@@ -203,6 +204,7 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
     manifest = plan.manifest(target_name(to, None, plan.operation))
     sweep_around(to, manifest)
     if done_before(to, manifest, None) is not None:
+        consolidate(to.root)
         return
     output = place() if place is not None else _place(plan, to)
     scheduler = active_scheduler()
@@ -332,7 +334,9 @@ class _Work:
         assert self.output is not None
         assert self.stage is not None
         number = self.first + tile.block_id
-        if self.stage.has_tile(number):
+        # A task that comes after the end of its run finds no stage, and must not make the output anew.
+        self.stage.require()
+        if self.stage.has_tile(number) and "merged" not in self.stage.tile(number).counts:
             return
         if self.verbose:
             logger.info("%s tile %s, region %s", self.name, tile.index, tile.core)
@@ -347,6 +351,9 @@ class _Work:
             with blaming(tile, "writing"):
                 self.output.write(tile.core, block, name=self.name)
             counts = {"crc": _checksum(block)} if self.verify else {}
+            if inside is not None and self.below is not None and not inside.all():
+                # What others write there until the run is resumed would be lost: the tile is made again then.
+                counts["merged"] = 1
         with blaming(tile, "noting it"):
             self.stage.write_tile(number, counts, {})
 

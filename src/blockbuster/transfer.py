@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from dask.base import tokenize
 from numpy.typing import DTypeLike, NDArray
 from zarr.errors import ZarrUserWarning
 
@@ -109,7 +110,8 @@ def copy(
     dtype : dtype, optional
         Of the copy. Default: that of the source. Within a group, label images keep theirs.
     casting : {"safe", "same_kind", "unsafe", "exact", "clip"}, default "safe"
-        Which changes of dtype are allowed. The first three as in ``numpy.can_cast``. "exact": any, but it is an error
+        Which changes of dtype are allowed. The first three as in ``numpy.can_cast``, but integers of
+        64 bits are no safe floats. "exact": any, but it is an error
         if a value changes. "clip": any; values are rounded, halves to even, and clipped to the range of an integer
         dtype.
     verify : bool, default False
@@ -236,6 +238,7 @@ def _plan_group(
     return TilePlan(
         "copy",
         tuple(arrays),
+        parameters={"attributes": tokenize(attributes)},
         groups=attributes,
         zarr_format=form,
         verify=verify,

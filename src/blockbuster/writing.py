@@ -363,8 +363,13 @@ def pyramid(
         If there is no OME-Zarr image.
     OutputExistsError
         If it has coarser levels, and `overwrite` is not set.
-    ParameterError, GeometryError, OutputError, TileError
+    ParameterError, GeometryError, OutputError, ResumeError, TileError
         As in `write_image`.
+
+    Warns
+    -----
+    UserWarning
+        If the image has labels with another number of levels then.
 
     Examples
     --------
