@@ -19,7 +19,7 @@ import zarr
 from blockbuster.cluster import Scheduler, check_visible
 from blockbuster.errors import ParameterError
 from blockbuster.files import remove_folder
-from blockbuster.outputs import Output, component_path, store_path
+from blockbuster.outputs import Output, component_path, node_kind, store_path
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages, sweep
 from blockbuster.progress import Progress
 from blockbuster.stage import Manifest, Stage
@@ -167,8 +167,9 @@ def done_before(to: Destination, manifest: Manifest, dtype: Any) -> dict[str, An
     """What is kept with the result of this very run, where it is complete already and was asked to be resumed."""
     if not to.resume:
         return None
-    node = open_node(str(to.path)) if to.path.exists() else None
-    made: dict[str, Any] = {} if node is None else node.attrs.asdict().get("blockbuster", {})  # type: ignore[assignment]
+    node = open_node(str(to.path)) if node_kind(to.path) is not None else None
+    told: Any = {} if node is None else node.attrs.asdict().get("blockbuster", {})
+    made: dict[str, Any] = told.get(manifest["operation"], told)
     if made.get("run") != _result_id(manifest, dtype):
         return None
     for left in () if to.keep_stage else stopped_stages(stage_folder(to, None), manifest):

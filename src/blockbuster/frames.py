@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -130,7 +131,7 @@ def describe_channels(channels: Any, form: Multiscale, source: Image) -> tuple[M
     n = source.shape[form.axes.index("c")] if "c" in form.axes else 1
     if channels is None and len(form.channels) != n:
         return ()
-    given = [{"label": one} if isinstance(one, str) else dict(one) for one in channels or form.channels]
+    given = [{"label": one} if isinstance(one, str) else _plain(dict(one)) for one in channels or form.channels]
     if len(given) != n:
         raise GeometryError(f"channels {[one.get('label') for one in given]} are {len(given)}, the image has {n}.")
     colours = ("FFFFFF",) if n == 1 else _COLOURS
@@ -165,10 +166,31 @@ def describe_labels(colors: Any, properties: Any, *, has_image: bool) -> dict[st
     if colors is not None:
         words["colors"] = [_colour(value, rgba) for value, rgba in colors.items()]
     if properties is not None:
-        words["properties"] = [dict(one) for one in properties]
+        words["properties"] = [_plain(dict(one)) for one in properties]
         if any("label-value" not in one for one in words["properties"]):
             raise ParameterError("Each of properties needs the key 'label-value', the label that it is about.")
     return words
+
+
+def _plain(words: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold of some metadata: numbers of numpy become plain ones.
+
+    Raises
+    ------
+    ParameterError
+        If there is something that it cannot hold.
+    """
+    try:
+        made: dict[str, Any] = json.loads(json.dumps(words, default=_item))
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{words!r} cannot be kept as metadata: {error}") from error
+    return made
+
+
+def _item(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r} is no plain value")
 
 
 def _colour(value: Any, rgba: Any) -> dict[str, Any]:

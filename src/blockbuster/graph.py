@@ -31,7 +31,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from numpy.typing import NDArray
 
-from blockbuster.grid import Region, Tile, TileGrid, region_shape
+from blockbuster.grid import Region, Tile, TileGrid, met, region_shape
 
 __all__ = [
     "Blocks",
@@ -538,10 +538,7 @@ class _Pieces:
 
     def block(self, wanted: Region) -> Task:
         """A task that puts a region of the image together."""
-        ranges = [
-            [i for i, (lo, hi) in enumerate(itertools.pairwise(cuts)) if lo < s.stop and hi > s.start]
-            for cuts, s in zip(self._bounds, wanted, strict=True)
-        ]
+        ranges = [met(cuts, s.start, s.stop) for cuts, s in zip(self._bounds, wanted, strict=True)]
         placed = [self._placed(index, wanted) for index in itertools.product(*ranges)]
         regions, parts = [region for region, _ in placed], List(*(ref for _, ref in placed))
         return Task(None, _assemble, region_shape(wanted), self._image.dtype, regions, parts)

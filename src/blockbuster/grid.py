@@ -13,6 +13,7 @@ Tiles that share a face, an edge or a corner are neighbours: each such pair is o
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import operator
@@ -22,7 +23,7 @@ from functools import cached_property
 
 from blockbuster.errors import GeometryError
 
-__all__ = ["Region", "Seam", "Tile", "TileGrid", "forward_offsets", "per_axis", "region_shape"]
+__all__ = ["Region", "Seam", "Tile", "TileGrid", "forward_offsets", "met", "per_axis", "region_shape"]
 
 Region = tuple[slice, ...]
 
@@ -237,9 +238,7 @@ class TileGrid:
 
     def overlapping(self, start: Sequence[int], stop: Sequence[int]) -> Iterator[Tile]:
         """Tiles whose core meets the part of the image from `start` to `stop`."""
-        ranges = []
-        for cuts, a, b in zip(self.bounds, start, stop, strict=True):
-            ranges.append([i for i, (lo, hi) in enumerate(itertools.pairwise(cuts)) if lo < b and hi > a])
+        ranges = [met(cuts, a, b) for cuts, a, b in zip(self.bounds, start, stop, strict=True)]
         for index in itertools.product(*ranges):
             yield self.tile(self.block_id(index))
 
@@ -303,6 +302,17 @@ def per_axis(name: str, value: int | Sequence[int], shape: Sequence[int], *, min
     if any(v < minimum for v in values):
         raise GeometryError(f"{name} {values} has an entry below {minimum}. Every entry must be at least {minimum}.")
     return values
+
+
+def met(cuts: Sequence[int], start: int, stop: int) -> range:
+    """Positions of the intervals between ascending cuts that meet the one from `start` to `stop`.
+
+    Examples
+    --------
+    >>> list(met((0, 4, 8, 10), 3, 8))
+    [0, 1]
+    """
+    return range(max(bisect.bisect_right(cuts, start) - 1, 0), min(bisect.bisect_left(cuts, stop), len(cuts) - 1))
 
 
 def region_shape(region: Region) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ __all__ = [
 _CHUNK_VOXELS = 1 << 22
 # What zarr, and we, call a file until it is whole.
 _TEMPORARY = re.compile(r"[.][0-9a-f]{32}[.]partial$|^(zarr[.]json|complete[.]json|[.]z[a-z]+)[.][0-9a-f]{8}$")
+_COMPLETE = "complete.json"
 METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
@@ -183,6 +184,11 @@ class Output:
         """Whether an earlier try has left something to go on with."""
         return os.path.exists(self.partial)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is written, and has only to be moved, a part of it perhaps being so already."""
+        return False
+
     def tidy(self) -> None:
         """Remove the files that were under other names, to be renamed, when an earlier try was killed."""
         for folder, _, names in os.walk(self.partial):
@@ -204,11 +210,14 @@ class Output:
 
 
 def consolidate(root: str | Path, *, always: bool = False) -> None:
-    """Where readers look arrays up in the metadata of a store, tell them what is in it now."""
-    group = zarr.open(root, mode="r")
-    if isinstance(group, zarr.Group) and (always or group.metadata.consolidated_metadata is not None):
-        with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
-            zarr.consolidate_metadata(root)
+    """Where readers look arrays up in the metadata of a group, or of one around it, tell them what is in it now."""
+    path = Path(root)
+    while node_kind(path) is not None:
+        group = zarr.open(path, mode="r")
+        if isinstance(group, zarr.Group) and (always or group.metadata.consolidated_metadata is not None):
+            with warnings.catch_warnings(category=ZarrUserWarning, action="ignore"):
+                zarr.consolidate_metadata(path)
+        path, always = path.parent, False
 
 
 @dataclass(frozen=True)
@@ -231,8 +240,19 @@ class Patch(Output):
                 if (self.path / form).exists():
                     shutil.copy2(self.path / form, self.partial)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is written, and has only to be moved, a part of it perhaps being so already."""
+        return os.path.exists(self._complete)
+
+    @property
+    def _complete(self) -> str:
+        return os.path.join(self.partial, _COMPLETE)
+
     def annotate(self, attributes: dict[str, Any]) -> None:
-        """Leave the attributes of the array as they are."""
+        """Leave the attributes of the array as they are, and note that all chunks are written."""
+        with self._writing():
+            write_whole(self._complete, b"{}")
 
     def commit(self, *, overwrite: bool) -> None:
         """Move the changed chunks into the array.
@@ -259,14 +279,22 @@ class Patch(Output):
             attributes["blockbuster"] = {key: value for key, value in told.items() if key != "run"}
 
     def _move(self, key: str) -> None:
-        if key not in METADATA:
+        if key not in (*METADATA, _COMPLETE):
             os.makedirs((self.path / key).parent, exist_ok=True)
             os.replace(os.path.join(self.partial, key), self.path / key)
 
 
 @dataclass(frozen=True)
 class Part(Output):
-    """A new array of which other runs may make other parts."""
+    """A new array of which other runs may make other parts.
+
+    Attributes
+    ----------
+    merges : bool
+        Whether it may go into an array that another run has made meanwhile: whole chunks may, parts of them not.
+    """
+
+    merges: bool = True
 
     def _swap(self, overwrite: bool) -> None:
         try:
@@ -276,7 +304,7 @@ class Part(Output):
             if not self.path.exists() or not os.path.exists(self.partial):
                 raise
             # Another run was first.
-            if not overwrite:
+            if not overwrite or not self.merges:
                 raise _exists(self.path, patches=True) from None
             Patch(self.root, self.component, self.partial).commit(overwrite=True)
 
@@ -303,7 +331,7 @@ class Members(Output):
 
     @property
     def _complete(self) -> str:
-        return os.path.join(self.partial, "complete.json")
+        return os.path.join(self.partial, _COMPLETE)
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse to replace what is there, unless asked to; not when all that is left is to move the arrays in.
@@ -368,8 +396,12 @@ def _with_finest_only(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _levels_in(attributes: Mapping[str, Any]) -> set[str]:
-    images = attributes.get("ome", attributes).get("multiscales", ())
-    return {str(dataset["path"]) for image in images for dataset in image["datasets"]}
+    ome = attributes.get("ome", attributes)
+    images = ome.get("multiscales") if isinstance(ome, Mapping) else None
+    found = [image.get("datasets") for image in images or () if isinstance(image, Mapping)]
+    return {
+        str(one["path"]) for datasets in found for one in datasets or () if isinstance(one, Mapping) and "path" in one
+    }
 
 
 def plan_output(
@@ -470,11 +502,7 @@ def _other_members(path: Path) -> list[str] | None:
     if not _levels_in(attributes):
         return None
     levels = {name.split("/")[0] for name in _levels_in(attributes)}
-    return sorted(
-        entry.name
-        for entry in path.iterdir()
-        if not entry.name.startswith(".") and entry.name not in {*levels, *METADATA}
-    )
+    return sorted(entry.name for entry in path.iterdir() if entry.name not in {*levels, *METADATA})
 
 
 def store_path(write_to: Any) -> Path:
@@ -559,7 +587,7 @@ def format_of(root: str | Path) -> ZarrFormat:
 @functools.lru_cache(maxsize=64)
 def _opened(output: Output, name: str) -> zarr.Array[Any]:
     array = zarr.open_array(output.partial, path=name, mode="r+")
-    if isinstance(output, Patch):
+    if isinstance(output, Patch | Part):
         # A chunk that has become empty must be stored, to replace the one that is there; zarrs would leave it out.
         return array.with_config({"write_empty_chunks": True})
     if array.dtype.kind == "c":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -12,7 +13,9 @@ from tqdm.auto import tqdm
 
 from blockbuster.cluster import Scheduler
 
-__all__ = ["Progress", "shown"]
+__all__ = ["Progress", "show_lines", "shown"]
+
+logger = logging.getLogger("blockbuster")
 
 Progress: TypeAlias = bool | Callable[[int, int], None]
 
@@ -97,3 +100,11 @@ def _watched_client(scheduler: Scheduler, keys: set[str], report: Callable[[int]
 def _finished_tasks(keys: set[str], dask_scheduler: Any = None) -> int:
     groups = [dask_scheduler.task_groups[key] for key in keys if key in dask_scheduler.task_groups]
     return sum(n for group in groups for state, n in group.states.items() if state not in _UNFINISHED)
+
+
+def show_lines(verbose: bool) -> None:
+    """Let the lines of verbose runs be seen where logging is not set up."""
+    if verbose and not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    if verbose:
+        logger.setLevel(logging.INFO)

@@ -79,7 +79,8 @@ def downsample(
     block_ids : sequence of int, optional
         Row-major numbers of the tiles of the result to make; as in `copy`.
     tile_shape : None, tuple of int, "auto" or callable
-        Voxels of the result that a task makes, as in `copy`. The result does not depend on it.
+        Voxels of the result that a task makes, as in `copy`. The result does not depend on it (splines:
+        by less than what rounding makes of 64-bit numbers).
     chunks, shards, compression, zarr_format
         How the result is stored, as in `copy`.
     channel : int, str or None, default None
@@ -105,10 +106,11 @@ def downsample(
 
     Notes
     -----
-    A task reads the f voxels of each of its own. For orders from 1 it reads more on each side of an axis with f > 1:
-    ``order // 2 + 1`` voxels for the spline; ``ceil(log(1e-13) / log(z))`` for its prefilter from order 2 on, where z,
-    0.17, 0.27, 0.36 and 0.43 for the orders 2 to 5, is how much the influence of a voxel falls from one to the next;
-    and ``int(4 sigma + 1/2)`` for the blur. It works on a part at a time where that exceeds its memory.
+    A task reads the f voxels of each of its own; of an image in a dask graph all at once, else in parts of some MiB
+    (orders from 2: up to 128 MiB, or what their reach asks for). For orders from 1 it reads more on each side of an
+    axis with f > 1: ``order // 2 + 1`` voxels for the spline; ``ceil(log(1e-13) / log(z))`` for its prefilter from
+    order 2 on, where z, 0.17, 0.27, 0.36 and 0.43 for the orders 2 to 5, is how much the influence of a voxel falls
+    from one to the next; and ``int(4 sigma + 1/2)`` for the blur.
 
     Splines from order 2 on spread a NaN over their block: what is NaN then depends on the tiles. All other ways keep it
     in the voxels that it counts for.
@@ -234,7 +236,12 @@ def make_ladder(
 
 
 def level_plans(
-    image: Image, first: Kernel | None, ladder: Ladder, names: Sequence[str], encodings: Sequence[Encoding]
+    image: Image,
+    first: Kernel | None,
+    ladder: Ladder,
+    names: Sequence[str],
+    encodings: Sequence[Encoding],
+    dtype: np.dtype[Any],
 ) -> list[ArrayPlan]:
     """The arrays of a pyramid, each made from the one before.
 
@@ -248,6 +255,8 @@ def level_plans(
         Of the arrays that are made.
     encodings : sequence of Encoding
         How they are stored.
+    dtype : dtype
+        Of all of them.
     """
     kernels: list[Kernel] = [*([first] if first is not None else []), *ladder.kernels]
     shapes = ladder.shapes[len(ladder.shapes) - len(kernels) :]
@@ -257,8 +266,8 @@ def level_plans(
     for kernel, shape, name, encoding in zip(kernels, shapes, names, encodings, strict=True):
         factors = getattr(kernel, "factors", (1,) * len(shape))
         seen = [max(n // f, 1) for n, f in zip(reads, factors, strict=True)]
-        grid = make_writing_grid(shape, None, encoding.unit, dtype=image.dtype, reads=seen)
-        plans.append(ArrayPlan(source, kernel, grid, image.dtype, name=name, encoding=encoding))
+        grid = make_writing_grid(shape, None, encoding.unit, dtype=dtype, reads=seen)
+        plans.append(ArrayPlan(source, kernel, grid, dtype, name=name, encoding=encoding))
         source, reads = name, encoding.unit
     return plans
 

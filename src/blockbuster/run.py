@@ -30,7 +30,7 @@ from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
 from blockbuster.outputs import Output, chunks_within, consolidate, format_of, plan_output
 from blockbuster.ownership import StageOwner
-from blockbuster.progress import shown
+from blockbuster.progress import show_lines, shown
 from blockbuster.rules import Rule, Where
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
@@ -42,7 +42,6 @@ from blockbuster.steps import (
     final_block,
     sample,
     scan,
-    show_lines,
     stage_tile,
     unite,
     write_block,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -270,7 +269,10 @@ def lazily(image: Image, chunks: Any = None) -> da.Array:
             raise ValueError("an extent is negative")
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise GeometryError(f"chunks {chunks!r} do not fit an image of shape {image.shape}: {error}") from error
-    read: da.Array = da.from_array(source, chunks=blocks, name=f"image-{uuid.uuid4().hex}", fancy=False)
+    told = (image.ref.describe(), image.fixed) if isinstance(image, StoredImage) else image.identity()
+    # The same name each time, so that a run that is resumed finds the same image.
+    name = f"image-{tokenize(told, image.shape, str(image.dtype), blocks)}"
+    read: da.Array = da.from_array(source, chunks=blocks, name=name, fancy=False)
     return read
 
 

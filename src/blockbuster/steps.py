@@ -20,6 +20,7 @@ from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
 from blockbuster.outputs import Output
 from blockbuster.ownership import Holder
+from blockbuster.progress import show_lines
 from blockbuster.rules import Rule, SlabKey, seams_and_slabs, slab_region, slabs_of
 from blockbuster.scratch import scratch
 from blockbuster.sources import StoredImage
@@ -37,7 +38,6 @@ __all__ = [
     "final_block",
     "sample",
     "scan",
-    "show_lines",
     "stage_tile",
     "unite",
     "write_block",
@@ -263,14 +263,6 @@ def write_block(job: Job, number: int) -> None:
         if tiles:
             job.output.write(region.core, _final_labels(job, region, tiles, scratch("labels", region.shape, job.dtype)))
         job.stage.mark_written(job.output.mark, number)
-
-
-def show_lines(verbose: bool) -> None:
-    """Let the lines of verbose runs be seen where logging is not set up."""
-    if verbose and not logger.hasHandlers():
-        logger.addHandler(logging.StreamHandler())
-    if verbose:
-        logger.setLevel(logging.INFO)
 
 
 # Parts of steps

@@ -146,7 +146,11 @@ def _grid(shape: Sequence[int], image: Image, tile_shape: TileShape) -> TileGrid
         return TileGrid.from_chunks(())
     if tuple(shape) == image.shape:
         return make_grid(image, tile_shape, 0)
-    tiles = tile_shape if tile_shape not in (None, "auto") else stored_chunks(image)
+    chunks = stored_chunks(image)
+    if not isinstance(image, StoredImage):
+        # Tasks are given all that they need of it at once: what one block makes.
+        chunks = tuple(max(n * c // max(m, 1), 1) for n, m, c in zip(shape, image.shape, chunks, strict=True))
+    tiles = tile_shape if tile_shape not in (None, "auto") else chunks
     if callable(tiles):
         tiles = tiles(tuple(shape), image.dtype)
     return TileGrid.regular(shape, tiles)  # type: ignore[arg-type]

@@ -40,8 +40,8 @@ from blockbuster.encoding import Encoding, ZarrFormat
 from blockbuster.errors import GeometryError, OutputError
 from blockbuster.graph import Input, Pass, PassesGraph, array_of_tiles, compute_arrays, map_tiles
 from blockbuster.grid import Region, Tile, TileGrid, region_shape
-from blockbuster.outputs import Members, Output, Patch, consolidate, plan_output
-from blockbuster.progress import shown
+from blockbuster.outputs import Members, Output, Part, Patch, consolidate, plan_output
+from blockbuster.progress import show_lines, shown
 from blockbuster.raw import RawChunks, can_copy_raw
 from blockbuster.scratch import scratch
 from blockbuster.sources import Image, StoredImage, from_store, given
@@ -209,11 +209,15 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
     output = place() if place is not None else _place(plan, to)
     scheduler = active_scheduler()
     owner = stage_for(to, plan.home, manifest)
-    output = replace(output, partial=partial_of(owner.stage, output, plan.operation))
+    # What is begun as one kind of output is not gone on with as another.
+    output = replace(output, partial=partial_of(owner.stage, output, f"{plan.operation}-{type(output).__name__}"))
     if isinstance(output, Members):
         output.check(overwrite=to.overwrite)
+    if isinstance(output, Part):
+        output = replace(output, merges=plan.mask is None)
+    show_lines(to.verbose)
     with run_now(owner, scheduler, output, _is_useless):
-        if isinstance(output, Members) and output.is_complete:
+        if output.is_complete:
             output.commit(overwrite=to.overwrite)
             return
         if output.is_begun:
@@ -230,7 +234,10 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
         if plan.verify:
             _verify(plan, works, passes)
         facts = dict(plan.finish(output)) if plan.finish is not None else {}
-        output.annotate({**facts, "blockbuster": provenance(manifest, None)})
+        told = provenance(manifest, None)
+        if isinstance(output, Members):
+            told = {**dict(facts.get("blockbuster", {})), plan.operation: told}
+        output.annotate({**facts, "blockbuster": told})
         output.commit(overwrite=to.overwrite)
         discard_others(owner.stage, output)
 
@@ -324,7 +331,9 @@ class _Work:
         """The voxels of one tile; those outside of the mask are 0."""
         inside = self._inside(tile, blocks)
         if inside is None:
-            return self._made(tile, blocks)
+            made = self._made(tile, blocks)
+            # A view would keep all that was read for it.
+            return made.copy() if made.base is not None and made.base.size > made.size else made
         if not inside.any():
             return np.zeros(tile.shape, self.dtype)
         return np.where(inside, self._made(tile, blocks), np.zeros((), self.dtype))
@@ -339,6 +348,7 @@ class _Work:
         if self.stage.has_tile(number) and "merged" not in self.stage.tile(number).counts:
             return
         if self.verbose:
+            show_lines(self.verbose)
             logger.info("%s tile %s, region %s", self.name, tile.index, tile.core)
         inside = self._inside(tile, blocks)
         counts = {"outside": 1}

@@ -24,7 +24,7 @@ from blockbuster.ngff import converted_attributes, holds_labels, member_names, o
 from blockbuster.outputs import METADATA
 from blockbuster.progress import Progress
 from blockbuster.sources import from_store, open_source
-from blockbuster.stores import StoreRef, absolute_path, local_path, open_node, reading
+from blockbuster.stores import StoreRef, absolute_path, file_state, local_path, open_node, reading
 from blockbuster.storing import Storage, plan_array
 from blockbuster.tiffs import is_tiff
 from blockbuster.tilewise import ArrayPlan, TilePlan, make_array, make_store
@@ -87,7 +87,7 @@ def copy(
     ----------
     source : dask.array.Array, numpy.ndarray, zarr.Array, zarr.Group, str or path
         As in `tile_process`. Of a group, such as an OME-Zarr image, everything within it is copied: all levels, labels
-        and other arrays, with all attributes; unless `channel` or `level` choose one array of it.
+        and other arrays, with all attributes; unless, for a path, `channel` or `level` choose one array of it.
     write_to : path, optional
         Zarr store to write to; made if there is none. The copy appears in it complete or not at all.
     mask : array_like or path, optional
@@ -231,19 +231,21 @@ def _plan_group(
         if isinstance(node, zarr.Array):
             parent = groups[name.rpartition("/")[0]]
             axes = _axes_of(parent, name.rpartition("/")[2])
-            target = None if holds_labels(parent) else dtype
+            is_label = holds_labels(parent) or "labels" in name.split("/")
+            target = None if is_label else dtype
             arrays.append(_plan_member(path, name, node, axes, form, storage, tile_shape, target, casting))
     is_local = Path(path).is_dir()
     attributes = {name: _attributes(name, node, form) for name, node in groups.items()}
+    beside = dict(_foreign_files(Path(path), members)) if is_local else {}
     return TilePlan(
         "copy",
         tuple(arrays),
-        parameters={"attributes": tokenize(attributes)},
+        parameters={"attributes": tokenize(attributes), "beside": tokenize(list(map(file_state, beside.values())))},
         groups=attributes,
         zarr_format=form,
         verify=verify,
         folders=(Path(path),) if is_local else (),
-        beside=dict(_foreign_files(Path(path), members)) if is_local else {},
+        beside=beside,
         consolidated=group.metadata.consolidated_metadata is not None,
     )
 

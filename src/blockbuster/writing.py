@@ -44,7 +44,7 @@ from blockbuster.outputs import Output, consolidate, format_of, node_kind, plan_
 from blockbuster.progress import Progress
 from blockbuster.pyramid import Ladder, level_plans, make_ladder
 from blockbuster.resampling import Method
-from blockbuster.sources import Image, MemoryImage, from_file, lazily, open_source
+from blockbuster.sources import Image, MemoryImage, from_file, open_source
 from blockbuster.storing import Storage, check_home, stored_chunks
 from blockbuster.tilewise import TilePlan, make_store
 from blockbuster.transfer import Copying
@@ -310,11 +310,11 @@ def write_labels(
         method=method,
         order=order,
     )
+    if parent is not None:
+        _check_writable_version(parent)
     version = check_version(parent.form.version) if parent is not None else version_for(format_of(to.root))
     words = describe_labels(colors, properties, has_image=parent is not None)
     form = replace(form, version=version, name=name, label=words)
-    if source.dtype.kind == "b":
-        source = open_source(lazily(source).astype(np.uint8))
     _write(source, form, ladder, to, chunks, shards, compression, "write_labels", _kind(method, order))
     _register(to.root, name, version)
     return open_image(to.path)
@@ -389,6 +389,7 @@ def pyramid(
         raise ImageError(f"{file.path} is no OME-Zarr image. Make one of it by blockbuster.write_image.")
     if file.form.component:
         root = Path(file.path)
+    _check_writable_version(file)
     form = file.form
     source = from_file(file, channel=None, level=0)
     if method != "auto" and _is_label(file):
@@ -429,6 +430,14 @@ def _is_label(file: ImageFile) -> bool:
     path = Path(file.path)
     listed = node_kind(path.parent) == "group" and ome_attributes(zarr.open_group(path.parent, mode="r")).get("labels")
     return path.parent.name == "labels" and path.name in map(str, listed or ())
+
+
+def _check_writable_version(file: ImageFile) -> None:
+    if file.form.version not in ("0.4", "0.5"):
+        raise ParameterError(
+            f"{file.path} is of OME-Zarr {file.form.version}, to which nothing is added. Write the image anew by "
+            "blockbuster.write_image, as 0.4 or 0.5."
+        )
 
 
 def _check_label_method(method: str | None, order: int) -> None:
@@ -476,9 +485,11 @@ def _write(
         form.axes,
         like=None if isinstance(source, MemoryImage) else stored_chunks(source),
     )
-    first.check(source.shape, source.dtype)
+    # OME-Zarr has no labels that are masks.
+    dtype = np.dtype(np.uint8) if source.dtype.kind == "b" and form.label is not None else source.dtype
+    first.check(source.shape, dtype)
     encodings = [_for_level(first, shape) for shape in ladder.shapes]
-    arrays = level_plans(source, Copying(Cast(source.dtype)), ladder, names, encodings)
+    arrays = level_plans(source, Copying(Cast(dtype)), ladder, names, encodings, dtype)
     attributes = image_attributes(form, kind=kind if ladder.kernels else None)
     make_store(
         TilePlan(
@@ -496,13 +507,14 @@ def _write(
 def _add_levels(file: ImageFile, source: Image, ladder: Ladder, to: Destination, kind: str) -> None:
     """Add coarser levels to the group of an image."""
     form = file.form
-    old = [level.path for level in form.levels[1:]]
+    named_elsewhere = _levels_of_others(to.path)
+    old = [level.path for level in form.levels[1:] if level.path not in named_elsewhere]
     names = [form.levels[0].path, *_level_names(form.levels[0].path, len(ladder.kernels))]
     base = zarr.open_array(to.root, path=names[0], mode="r")
-    storage = Storage("keep")
+    storage = Storage()
     first = storage.like(base, source.dtype, base.metadata.zarr_format, None)
     encodings = [_for_level(first, shape) for shape in ladder.shapes[1:]]
-    arrays = level_plans(source, None, ladder, names[1:], encodings)
+    arrays = level_plans(source, None, ladder, names[1:], encodings, source.dtype)
     levels = tuple(ladder.placed(form.levels[0], names))
 
     make_store(
@@ -519,7 +531,8 @@ def _add_levels(file: ImageFile, source: Image, ladder: Ladder, to: Destination,
 
 def _warn_of_labels(image: OpenedImage) -> None:
     """OME-Zarr demands as many levels of labels as of their image."""
-    counts = {name: len(open_image(f"{image.path}/labels/{name}").levels) for name in image.labels}
+    there = [name for name in image.labels if node_kind(Path(image.path, "labels", name)) == "group"]
+    counts = {name: len(open_image(f"{image.path}/labels/{name}").levels) for name in there}
     others = [name for name, count in counts.items() if count != len(image.levels)]
     if others:
         warnings.warn(
@@ -528,6 +541,12 @@ def _warn_of_labels(image: OpenedImage) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _levels_of_others(path: Path) -> set[str]:
+    """Arrays that images in a group name, but the first image."""
+    images = ome_attributes(zarr.open_group(path, mode="r")).get("multiscales") or ()
+    return {str(dataset["path"]) for image in images[1:] for dataset in image.get("datasets", ())}
 
 
 def _attributes_with(path: Path, levels: Sequence[Level], kind: str) -> dict[str, Any]:
