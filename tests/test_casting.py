@@ -71,9 +71,10 @@ def clipped(value: Any, dtype: np.dtype[Any]) -> int:
 
 @pytest.mark.parametrize("casting", ["safe", "same_kind", "unsafe"])
 @pytest.mark.parametrize("source", NUMBERS)
-def test_numpys_castings_allow_what_numpy_allows(source: str, casting: Any) -> None:
+def test_numpys_castings_allow_what_numpy_allows_but_for_floats_of_64_bit_integers(source: str, casting: Any) -> None:
     for target in NUMBERS:
-        if np.can_cast(source, target, casting):
+        loses_digits = casting == "safe" and source in ("int64", "uint64") and np.dtype(target).kind in "fc"
+        if np.can_cast(source, target, casting) and not loses_digits:
             assert make_cast(np.dtype(source), target, casting) == Cast(np.dtype(target), casting)
         else:
             with pytest.raises(ParameterError, match=f"{target}.*{source}.*'{casting}'.*'exact'.*'clip'.*'unsafe'"):

@@ -729,12 +729,17 @@ def test_clipping_takes_the_nearest_value_that_a_dtype_has(source: str) -> None:
             assert int(result) == min(max(round(exact), low), high), (value, dtype)
 
 
+def loses_digits(source: str, target: str, casting: Any) -> bool:
+    """What NumPy takes for safe, though floats have fewer digits than integers of 64 bits."""
+    return casting == "safe" and source in ("int64", "uint64") and np.dtype(target).kind in "fc"
+
+
 @pytest.mark.parametrize("casting", ["safe", "same_kind", "unsafe"])
 @pytest.mark.parametrize("source", NUMBERS)
 def test_casts_of_numpy_do_what_numpy_does(source: str, casting: Any) -> None:
     values = extremes(np.dtype(source))
     for target in NUMBERS:
-        if not np.can_cast(source, target, casting):
+        if not np.can_cast(source, target, casting) or loses_digits(source, target, casting):
             with pytest.raises(ParameterError, match=r"Give casting='exact' to copy if all values fit"):
                 make_cast(np.dtype(source), target, casting)
             continue
@@ -939,7 +944,8 @@ def test_chunks_outside_of_the_mask_are_neither_decoded_nor_written(
     made = copy(given, folder / "b.zarr", mask=mask, tile_shape=(8, 8), overwrite=True)
     np.testing.assert_array_equal(made.compute(), np.where(mask, image, 9))
     after = states(folder / "b.zarr")
-    assert sorted(name for name in after if after[name] != before.get(name)) == ["c/0/1", "c/1/0", "c/1/1"]
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed - {"zarr.json"} == {"c/0/1", "c/1/0", "c/1/1"}
     assert set(after) == set(before)
 
 

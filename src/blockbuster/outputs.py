@@ -265,10 +265,12 @@ class Patch(Output):
         with self._writing():
             if _form_of(self.path) != _form_of(Path(self.partial)):
                 raise OutputError(f"{self.path} was replaced by an array of another form. Start again.")
-            self._forget_the_run()
-            for folder, _, names in os.walk(self.partial):
-                for name in names:
-                    self._move(os.path.relpath(os.path.join(folder, name), self.partial))
+            chunks = list(self._chunks())
+            if chunks:
+                self._forget_the_run()
+            for key in chunks:
+                os.makedirs((self.path / key).parent, exist_ok=True)
+                os.replace(os.path.join(self.partial, key), self.path / key)
             self.discard()
 
     def _forget_the_run(self) -> None:
@@ -278,10 +280,13 @@ class Patch(Output):
         if isinstance(told, Mapping) and "run" in told:
             attributes["blockbuster"] = {key: value for key, value in told.items() if key != "run"}
 
-    def _move(self, key: str) -> None:
-        if key not in (*METADATA, _COMPLETE):
-            os.makedirs((self.path / key).parent, exist_ok=True)
-            os.replace(os.path.join(self.partial, key), self.path / key)
+    def _chunks(self) -> Iterator[str]:
+        """Names of the files of chunks that are not moved yet."""
+        for folder, _, names in os.walk(self.partial):
+            for name in names:
+                key = os.path.relpath(os.path.join(folder, name), self.partial)
+                if key not in (*METADATA, _COMPLETE):
+                    yield key
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def downsample(
     Notes
     -----
     A task reads the f voxels of each of its own; of an image in a dask graph all at once, else in parts of some MiB
-    (orders from 2: up to 128 MiB, or what their reach asks for). For orders from 1 it reads more on each side of an
+    (orders from 2: up to 256 MiB, or what their reach asks for). For orders from 1 it reads more on each side of an
     axis with f > 1: ``order // 2 + 1`` voxels for the spline; ``ceil(log(1e-13) / log(z))`` for its prefilter from
     order 2 on, where z, 0.17, 0.27, 0.36 and 0.43 for the orders 2 to 5, is how much the influence of a voxel falls
     from one to the next; and ``int(4 sigma + 1/2)`` for the blur.

@@ -190,7 +190,7 @@ class Interpolation:
 
     def work_bytes(self, dtype: np.dtype[Any]) -> int:
         """Those of the block, of the blurred one, and of the coefficients of its spline."""
-        return dtype.itemsize + 3 * 8
+        return dtype.itemsize + 2 * 8
 
     @staticmethod
     def _offset(region: slice, factor: int, start: int) -> float:

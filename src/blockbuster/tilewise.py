@@ -56,7 +56,7 @@ logger = logging.getLogger("blockbuster")
 # Bytes that a task may work on at once.
 _PART = 1 << 24
 # The same for a part that reads what others read as well, and how much more two halves of it may read than the whole.
-_OVERLAPPING_PART = 1 << 27
+_OVERLAPPING_PART = 1 << 28
 _AGAIN = 1.5
 
 
