@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore, WrapperStore
 
+import blockbuster
 from blockbuster import (
     BlockbusterError,
     GeometryError,
@@ -35,6 +36,7 @@ from blockbuster import (
     OutputError,
     OutputExistsError,
     ParameterError,
+    ResumeError,
     TileError,
     copy,
 )
@@ -1512,3 +1514,46 @@ def test_a_stopped_copy_is_resumed_where_it_stopped(options: dict[str, Any], ima
     before = states(folder)
     copy(source, folder / "b.zarr", resume=True, **wanted)
     assert states(folder) == before
+
+
+def test_a_part_that_meets_another_copy_brings_its_zeros_too(tmp_path: Path) -> None:
+    other = np.full((4, 8), 9, np.uint8)
+
+    def meet(done: int, total: int) -> None:
+        if done == total and not (tmp_path / "o.zarr").exists():
+            blockbuster.copy(other, tmp_path / "o.zarr", chunks=4)
+
+    zeros = np.zeros((4, 8), np.uint8)
+    blockbuster.copy(zeros, tmp_path / "o.zarr", chunks=4, block_ids=[0], overwrite=True, progress=meet)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.zarr")[:], np.where(np.arange(8) < 4, 0, other))
+
+
+def test_a_masked_copy_that_meets_another_says_so(tmp_path: Path) -> None:
+    def meet(done: int, total: int) -> None:
+        if done == total and not (tmp_path / "o.zarr").exists():
+            blockbuster.copy(np.full((4, 4), 9, np.uint8), tmp_path / "o.zarr", chunks=4)
+
+    values, mask = np.full((4, 4), 5, np.uint8), np.arange(4) < 2
+    options: dict[str, Any] = {"chunks": 4, "mask": np.tile(mask, (4, 1)), "overwrite": True}
+    with pytest.raises(OutputExistsError):
+        blockbuster.copy(values, tmp_path / "o.zarr", progress=meet, **options)
+    made = blockbuster.copy(values, tmp_path / "o.zarr", resume=True, **options)
+    np.testing.assert_array_equal(made, np.where(mask, values, 9))
+
+
+def test_a_run_that_verifies_does_not_go_on_with_one_that_did_not(tmp_path: Path) -> None:
+    def stop(done: int, _total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    values = np.ones((16, 16), np.uint8)
+    with dask.config.set(scheduler="synchronous"):
+        with pytest.raises(KeyboardInterrupt):
+            blockbuster.copy(values, tmp_path / "o.zarr", chunks=4, tile_shape=(4, 16), progress=stop)
+        with pytest.raises(ResumeError, match="verify was False, is True"):
+            blockbuster.copy(values, tmp_path / "o.zarr", chunks=4, tile_shape=(4, 16), verify=True, resume=True)
+
+
+def test_a_lazy_result_keeps_no_more_than_itself() -> None:
+    made = blockbuster.downsample(np.ones((64, 64), np.uint8), 8, compute=True)
+    assert made.base is None or made.base.size <= made.size

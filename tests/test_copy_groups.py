@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ome_zarr.format import FormatV04, FormatV05
 from zarr.storage import MemoryStore
 
+import blockbuster
 from blockbuster import (
     BlockbusterError,
     GeometryError,
@@ -587,3 +588,24 @@ def test_a_group_is_copied_by_every_scheduler(scheduler: str, folder: Path) -> N
     copy(path, folder / "b.zarr", zarr_format=3, shards=(1, 6, 32, 32), verify=True)
     assert_same_voxels(path, folder / "b.zarr")
     assert leftovers(folder) == []
+
+
+def test_labels_without_metadata_keep_their_dtype_too(tmp_path: Path) -> None:
+    blockbuster.write_image(np.full((8, 8), 7, np.uint16), tmp_path / "i.zarr")
+    labels = np.arange(64, dtype=np.int32).reshape(8, 8) * 100
+    blockbuster.copy(labels, tmp_path / "i.zarr", output_component="labels/cells")
+    blockbuster.copy(tmp_path / "i.zarr", tmp_path / "o.zarr", dtype="uint8", casting="clip")
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.zarr" / "labels" / "cells")[:], labels)
+    assert zarr.open_array(tmp_path / "o.zarr" / "0").dtype == np.uint8
+
+
+def test_a_group_that_has_changed_is_copied_anew(tmp_path: Path) -> None:
+    blockbuster.write_image(np.ones((8, 8), np.uint8), tmp_path / "i.zarr")
+    blockbuster.copy(tmp_path / "i.zarr", tmp_path / "o.zarr")
+    zarr.open_group(tmp_path / "i.zarr").attrs["note"] = "new"
+    (tmp_path / "i.zarr" / "notes.txt").write_text("words")
+    with pytest.raises(OutputExistsError):
+        blockbuster.copy(tmp_path / "i.zarr", tmp_path / "o.zarr", resume=True)
+    blockbuster.copy(tmp_path / "i.zarr", tmp_path / "p.zarr")
+    assert zarr.open_group(tmp_path / "p.zarr").attrs["note"] == "new"
+    assert (tmp_path / "p.zarr" / "notes.txt").read_text() == "words"

@@ -84,6 +84,11 @@ def test_links_lead_to_files(page: Path) -> None:
     assert missing == []
 
 
+def test_every_page_is_in_the_contents() -> None:
+    listed = (ROOT / "docs" / "contents.rst").read_text().split()
+    assert [page.stem for page in sorted((ROOT / "docs").glob("*.md")) if page.stem not in listed] == []
+
+
 def test_readme_has_exactly_the_two_commands() -> None:
     commands = [
         line for fence in fences(ROOT / "README.md") if fence.language == "sh" for line in fence.text.split("\n")

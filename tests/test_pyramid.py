@@ -14,6 +14,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+import blockbuster
 from blockbuster import (
     BlockbusterError,
     ImageError,
@@ -592,3 +593,33 @@ def test_a_damaged_chunk_leaves_the_image_as_it_was(version: Any, folder: Path) 
 def _chunk_file(path: Path, version: str) -> Path:
     names = ("c/1/1",) if version == "0.5" else ("1.1", "1/1")
     return next(path / "0" / name for name in names if (path / "0" / name).exists())
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_readers_of_the_consolidated_store_see_new_levels_of_labels(version: Any, tmp_path: Path) -> None:
+    path = tmp_path / "i.zarr"
+    blockbuster.write_image(np.ones((64, 64), np.uint8), path, version=version, n_levels=2)
+    blockbuster.write_labels(np.ones((64, 64), np.int32), path, "cells")
+    with warnings.catch_warnings(action="ignore"):
+        zarr.consolidate_metadata(path)
+    blockbuster.pyramid(path / "labels" / "cells", n_levels=3, scale_factor=4, overwrite=True)
+    cells = zarr.open_consolidated(path)["labels/cells"]
+    assert [cells[name].shape for name in "012"] == [(64, 64), (16, 16), (4, 4)]
+
+
+def test_a_script_may_write_an_image_and_its_levels_again_and_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        blockbuster.write_image(np.ones((64, 64), np.uint8), tmp_path / "i.zarr", n_levels=1, resume=True)
+        image = blockbuster.pyramid(tmp_path / "i.zarr", n_levels=3, resume=True)
+    assert len(image.levels) == 3
+
+
+def test_levels_that_another_image_names_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "i.zarr"
+    blockbuster.write_image(np.ones((64, 64), np.uint8), path, n_levels=3)
+    group = zarr.open_group(path)
+    ome = group.attrs["ome"]
+    first = ome["multiscales"][0]
+    group.attrs["ome"] = {**ome, "multiscales": [first, {**first, "datasets": first["datasets"][2:]}]}
+    blockbuster.pyramid(path, n_levels=2, overwrite=True)
+    assert zarr.open_group(path)["2"].shape == (16, 16)

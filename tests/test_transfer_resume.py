@@ -204,7 +204,7 @@ def test_a_run_stopped_at_any_tile_goes_on_there(place: Place, steps: Steps, kin
     whole = steps.done.copy()
     assert (whole["noted"], whole["written"]) == (place.case.tiles, place.case.writes)
     assert whole["made"] in (0, place.case.writes)
-    for call in range(1, whole[kind] + 1, 1 + whole[kind] // 8):
+    for call in range(1, whole[kind] + 1, 1 + whole[kind] // 5):
         place.restore()
         steps.stop_at(kind, call)
         with pytest.raises(TileError) as caught:

@@ -16,6 +16,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+import blockbuster
 from blockbuster import (
     BlockbusterError,
     GeometryError,
@@ -626,3 +627,50 @@ def test_errors_say_which_option_is_wrong(bad: dict[str, Any], folder: Path) -> 
     path = _image(folder)
     with pytest.raises((ParameterError, ImageError), match=r"level 5|mean"):
         write_labels(_objects(), path, **bad)
+
+
+NAMED = [("time", "time"), ("channel", "channel"), ("plane", "space"), ("row", "space"), ("col", "space")]
+
+
+def test_labels_keep_the_names_of_the_axes_of_their_image_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "i.zarr"
+    group = zarr.create_group(path)
+    values = np.random.default_rng(0).integers(0, 9, (2, 3, 4, 8, 9), np.uint8)
+    group.create_array("0", data=values, chunks=(1, 1, 4, 8, 9), dimension_names=[name for name, _ in NAMED])
+    axes = [{"name": name, "type": kind} for name, kind in NAMED]
+    places = [{"type": "scale", "scale": [1, 1, 2, 0.5, 0.5]}]
+    multiscale = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": places}]}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+    assert blockbuster.open_image(path).axes == "tczyx"
+    np.testing.assert_array_equal(blockbuster.load_ome_zarr(path, channel=1), values[:, 1])
+    blockbuster.write_labels(blockbuster.label(path, channel=1, threshold=5), path, "cells")
+    written = zarr.open_group(path / "labels" / "cells").attrs["ome"]["multiscales"][0]["axes"]
+    assert written == [axes[0], *axes[2:]]
+    assert zarr.open_array(path / "labels" / "cells" / "0").metadata.dimension_names == ("time", "plane", "row", "col")
+
+
+def test_labels_of_a_mask_may_be_written_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "i.zarr"
+    blockbuster.write_image(np.ones((8, 8), np.uint8), path)
+    for _ in range(2):
+        labels = blockbuster.write_labels(np.eye(8, dtype=bool), path, "cells", resume=True)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels.data, np.eye(8))
+
+
+def test_properties_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    path = tmp_path / "i.zarr"
+    blockbuster.write_image(np.ones((8, 8), np.uint8), path)
+    found = [{"label-value": np.int64(1), "area": np.float64(36)}]
+    blockbuster.write_labels(np.ones((8, 8), int), path, "cells", properties=found)
+    kept = zarr.open_group(path / "labels" / "cells").attrs["ome"]["image-label"]["properties"]
+    assert kept == [{"label-value": 1, "area": 36.0}]
+
+
+@pytest.mark.parametrize("version", ["0.1", "0.3"])
+def test_labels_of_images_of_old_versions_are_refused_with_a_remedy(version: str, tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "i.zarr", zarr_format=2)
+    group.create_array("0", data=np.ones((1, 1, 1, 8, 8), np.uint8))
+    group.attrs["multiscales"] = [{"version": version, "datasets": [{"path": "0"}]}]
+    with pytest.raises(ParameterError, match=rf"{version}.*write_image"):
+        blockbuster.write_labels(np.ones((1, 1, 8, 8), int), tmp_path / "i.zarr", "cells")

@@ -69,7 +69,11 @@ def in_order(source: Image, known: Multiscale | None, axes: Any) -> tuple[Image,
         for one in known.levels
     )
     moved = replace(
-        known, axes="".join(known.axes[a] for a in order), units=tuple(known.units[a] for a in order), levels=levels
+        known,
+        axes="".join(known.axes[a] for a in order),
+        names=tuple(known.axis_names[a] for a in order),
+        units=tuple(known.units[a] for a in order),
+        levels=levels,
     )
     transposed: da.Array = lazily(source).transpose(order)
     return GraphImage(transposed, moved.axes), moved
@@ -83,6 +87,9 @@ def make_frame(known: Multiscale | None, axes: str, scale: Any, translation: Any
         raise GeometryError(f"scale {steps} has an entry that is not above 0.")
     first = Level("", steps, _numbers("translation", translation, axes, base.translation))
     made = Multiscale(axes, _units(unit, axes, units), (first,))
+    if known is not None:
+        called = dict(zip(known.axes, known.axis_names, strict=True))
+        made = replace(made, names=tuple(called.get(letter, letter) for letter in axes))
     return made if known is None else replace(made, name=known.name, channels=known.channels)
 
 

@@ -99,6 +99,8 @@ class Multiscale:
         Path of the group within what was opened.
     label : mapping or None
         What "image-label" keeps, for labels.
+    names : tuple of str
+        Of the axes in full, where these are not their letters.
     """
 
     axes: str
@@ -110,6 +112,12 @@ class Multiscale:
     version: str = "0.5"
     channels: tuple[Mapping[str, Any], ...] = ()
     label: Mapping[str, Any] | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of the axes in full."""
+        return self.names or tuple(self.axes)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -137,7 +145,8 @@ class Multiscale:
             for one in self.levels
         )
         axes, units = "".join(self.axes[axis] for axis in keep), _picked(self.units, keep)
-        return replace(self, axes=axes, units=units, levels=levels, channels=())
+        names = _picked(self.axis_names, keep)
+        return replace(self, axes=axes, units=units, levels=levels, channels=(), names=names)
 
 
 def _picked(values: Sequence[Any], keep: Sequence[int]) -> tuple[Any, ...]:
@@ -244,7 +253,7 @@ def read_multiscale(group: zarr.Group, path: str, component: str = "") -> Multis
     if missing:
         raise ImageError(f"The metadata of {path} names the levels {', '.join(missing)}, but there are no such arrays.")
     shapes = [array.shape for array in arrays]  # type: ignore[union-attr]
-    axes, units = _axes_of(image.get("axes"), len(shapes[0]), path)
+    axes, names_in_full, units = _axes_of(image.get("axes"), len(shapes[0]), path)
     for name, shape in zip(names, shapes, strict=True):
         if len(shape) != len(axes):
             raise ImageError(f"Level {name} of {path} has {len(shape)} axes, the others {len(axes)}.")
@@ -263,6 +272,7 @@ def read_multiscale(group: zarr.Group, path: str, component: str = "") -> Multis
         version=str(ome.get("version") or image.get("version") or "0.4"),
         channels=tuple(one for one in _mapping(ome.get("omero")).get("channels") or () if isinstance(one, Mapping)),
         label=None if label is None else _mapping(label),
+        names=names_in_full,
     )
 
 
@@ -305,17 +315,32 @@ def holds_labels(group: zarr.Group) -> bool:
     return "image-label" in ome_attributes(group)
 
 
-def _axes_of(axes: Any, ndim: int, path: str) -> tuple[str, tuple[str | None, ...]]:
+def _axes_of(axes: Any, ndim: int, path: str) -> tuple[str, tuple[str, ...], tuple[str | None, ...]]:
+    """A letter for each axis, its name in full, and its unit."""
     if axes is None:
         # Versions before 0.3 name no axes: they are always these.
-        return _ORDER[-ndim:], (None,) * ndim
+        return _ORDER[-ndim:], tuple(_ORDER[-ndim:]), (None,) * ndim
     listed = axes if isinstance(axes, Sequence) else ()
     named = [axis if isinstance(axis, Mapping) else {"name": axis} for axis in listed]
     if not named or any(not isinstance(axis.get("name"), str) or not axis["name"] for axis in named):
         raise ImageError(f"The metadata of {path} have the axes {axes!r}, which do not all have a name.")
     if len(named) != ndim:
         raise ImageError(f"The metadata of {path} names {len(named)} axes, but its arrays have {ndim}.")
-    return "".join(axis["name"][0].lower() for axis in named), tuple(axis.get("unit") for axis in named)
+    return _letters(named), tuple(axis["name"] for axis in named), tuple(axis.get("unit") for axis in named)
+
+
+def _letters(axes: Sequence[Mapping[str, Any]]) -> str:
+    """One letter per axis: by its type where that is time or channel, else by its name.
+
+    Axes of space that are not called z, y or x, such as rows and columns, are these in their order.
+    """
+    letters = [{"time": "t", "channel": "c"}.get(str(axis.get("type")), axis["name"][0].lower()) for axis in axes]
+    space = [place for place, axis in enumerate(axes) if axis.get("type") == "space"]
+    spatial = [letters[place] for place in space]
+    if len(space) <= 3 and (not set(spatial) <= set("zyx") or len(set(spatial)) < len(spatial)):
+        for place, letter in zip(space, "zyx"[-len(space) :], strict=True):
+            letters[place] = letter
+    return "".join(letters)
 
 
 def _level_of(
@@ -500,7 +525,8 @@ def image_attributes(image: Multiscale, *, kind: str | None = None) -> Attribute
     kind : str, optional
         How the levels were made.
     """
-    axes = [_axis_words(name, unit) for name, unit in zip(image.axes, image.units, strict=True)]
+    described = zip(image.axes, image.axis_names, image.units, strict=True)
+    axes = [_axis_words(letter, name, unit) for letter, name, unit in described]
     entry: Attributes = {"axes": axes, "datasets": [_level_words(level) for level in image.levels]}
     if image.name:
         entry["name"] = image.name
@@ -514,8 +540,8 @@ def image_attributes(image: Multiscale, *, kind: str | None = None) -> Attribute
     return _versioned(ome, image.version)
 
 
-def _axis_words(name: str, unit: str | None) -> Attributes:
-    words: Attributes = {"name": name, "type": _KINDS.get(name, "space")}
+def _axis_words(letter: str, name: str, unit: str | None) -> Attributes:
+    words: Attributes = {"name": name, "type": _KINDS.get(letter, "space")}
     return {**words, "unit": unit} if unit is not None else words
 
 

@@ -485,6 +485,8 @@ def _write(
         form.axes,
         like=None if isinstance(source, MemoryImage) else stored_chunks(source),
     )
+    if form.version != "0.4":
+        first.options["dimension_names"] = list(form.axis_names)
     # OME-Zarr has no labels that are masks.
     dtype = np.dtype(np.uint8) if source.dtype.kind == "b" and form.label is not None else source.dtype
     first.check(source.shape, dtype)
