@@ -27,6 +27,16 @@ def local_cluster() -> Iterator[str]:
 @pytest.fixture(params=["synchronous", "threads", "processes", "distributed"])
 def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every scheduler in turn, active for the test."""
+    yield from _active(request)
+
+
+@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow), "distributed"])
+def many(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every scheduler that works in parallel."""
+    yield from _active(request)
+
+
+def _active(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "distributed":
         from distributed import Client
 

@@ -9,7 +9,7 @@ import pickle
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -602,19 +602,6 @@ def test_a_zip_without_zarr_is_refused(tmp_path: Path) -> None:
     for inner in ("", "none", "readme.txt"):
         with pytest.raises(ImageError, match=r"i\.zip"):
             open_image(tmp_path / "i.zip" / inner)
-
-
-@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow), "distributed"])
-def many(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every scheduler that works in parallel."""
-    if request.param == "distributed":
-        from distributed import Client
-
-        with Client(request.getfixturevalue("local_cluster")):
-            yield request.param
-        return
-    with dask.config.set(scheduler=request.param):
-        yield request.param
 
 
 def test_images_in_zips_are_labelled_and_copied_on_every_scheduler(many: str, tmp_path: Path) -> None:

@@ -308,19 +308,6 @@ def test_unusual_letters_in_urls_are_taken(folder: Path, serve: Serve) -> None:
 # Operations
 
 
-@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow), "distributed"])
-def many(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every scheduler that works in parallel."""
-    if request.param == "distributed":
-        from distributed import Client
-
-        with Client(request.getfixturevalue("local_cluster")):
-            yield request.param
-        return
-    with dask.config.set(scheduler=request.param):
-        yield request.param
-
-
 def test_urls_are_labelled_and_copied_on_every_scheduler(
     many: str, folder: Path, values: NDArray[Any], tmp_path: Path, serve: Serve
 ) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pickle
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -483,19 +481,6 @@ def test_a_file_is_read_by_many_threads_at_once(path: Path) -> None:
 
 
 # Operations
-
-
-@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow), "distributed"])
-def many(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every scheduler that works in parallel."""
-    if request.param == "distributed":
-        from distributed import Client
-
-        with Client(request.getfixturevalue("local_cluster")):
-            yield request.param
-        return
-    with dask.config.set(scheduler=request.param):
-        yield request.param
 
 
 def test_tiffs_are_labelled_copied_and_written_on_every_scheduler(many: str, path: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,12 @@ def discard_others(stage: Stage, output: Output) -> None:
 
 @contextlib.contextmanager
 def run_now(
-    owner: StageOwner, scheduler: Scheduler, output: Output | None, is_useless: Callable[[BaseException], bool]
+    owner: StageOwner, scheduler: Scheduler, output: Output | None, useless: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
     """Make the stage on the client, so that what is wrong with it shows before the first task.
 
     After a failure, an incomplete output is left only where a resumed run can finish it: where some tile is finished,
-    and the error is not one for which it `is_useless`.
+    and the error is none of the kinds after which it is `useless`.
     """
     with owned_stage(owner):
         owner.hold(owner.manifest, alone=True)
@@ -151,7 +151,7 @@ def run_now(
         try:
             yield
         except BaseException as error:
-            if output is not None and (is_useless(error) or not owner.stage.n_tiles()):
+            if output is not None and (isinstance(error, useless) or not owner.stage.n_tiles()):
                 output.discard()
             elif output is not None and output.is_begun:
                 error.add_note(f"What is written of the output is in {output.partial}; delete it with that folder.")

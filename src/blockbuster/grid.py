@@ -242,6 +242,10 @@ class TileGrid:
         for index in itertools.product(*ranges):
             yield self.tile(self.block_id(index))
 
+    def is_aligned(self, unit: Sequence[int]) -> bool:
+        """Whether every border of tiles within the image is one of units of storage, too."""
+        return all(cut % u == 0 for cuts, u in zip(self.bounds, unit, strict=True) for cut in cuts[1:-1])
+
     @property
     def amplification(self) -> float:
         """Voxels read for each voxel of the image, halos counted."""

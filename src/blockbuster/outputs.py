@@ -187,7 +187,11 @@ class Output:
     @property
     def is_complete(self) -> bool:
         """Whether all is written, and has only to be moved, a part of it perhaps being so already."""
-        return False
+        return os.path.exists(self._complete)
+
+    @property
+    def _complete(self) -> str:
+        return os.path.join(self.partial, _COMPLETE)
 
     def tidy(self) -> None:
         """Remove the files that were under other names, to be renamed, when an earlier try was killed."""
@@ -239,15 +243,6 @@ class Patch(Output):
             for form in METADATA:
                 if (self.path / form).exists():
                     shutil.copy2(self.path / form, self.partial)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all is written, and has only to be moved, a part of it perhaps being so already."""
-        return os.path.exists(self._complete)
-
-    @property
-    def _complete(self) -> str:
-        return os.path.join(self.partial, _COMPLETE)
 
     def annotate(self, attributes: dict[str, Any]) -> None:
         """Leave the attributes of the array as they are, and note that all chunks are written."""
@@ -328,15 +323,6 @@ class Members(Output):
 
     names: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all is written, and has only to be moved, a part of it perhaps being so already."""
-        return os.path.exists(self._complete)
-
-    @property
-    def _complete(self) -> str:
-        return os.path.join(self.partial, _COMPLETE)
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse to replace what is there, unless asked to; not when all that is left is to move the arrays in.

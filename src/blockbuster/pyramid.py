@@ -216,8 +216,7 @@ def make_ladder(
         raise ParameterError(f"n_levels {n_levels!r} is no int of at least 1. One level is the image itself.")
     several = isinstance(scale_factor, Sequence) and any(isinstance(one, Sequence) for one in scale_factor)
     steps = _steps(scale_factor, n_levels, several)
-    if dtype.kind not in "biufc":
-        raise ParameterError(f"The image has dtype {dtype}, which is none of numbers.")
+    _check_numbers(dtype)
     shapes, kernels = [tuple(shape)], []
     for step in steps:
         factors = check_factors(step, shapes[-1], axes)
@@ -287,10 +286,14 @@ def _steps(scale_factor: Any, n_levels: int | None, several: bool) -> Iterator[A
         count += 1
 
 
-def _check_dtype(kernel: Resampling, dtype: np.dtype[Any]) -> None:
-    method, order = getattr(kernel, "method", None), getattr(kernel, "order", 0)
+def _check_numbers(dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "biufc":
         raise ParameterError(f"The image has dtype {dtype}, which is none of numbers.")
+
+
+def _check_dtype(kernel: Resampling, dtype: np.dtype[Any]) -> None:
+    _check_numbers(dtype)
+    method, order = getattr(kernel, "method", None), getattr(kernel, "order", 0)
     if dtype.kind == "c" and (order or method not in (None, "mean")):
         asked = f"order {order}" if order else f"method {method!r}"
         raise ParameterError(f"{asked} is not defined for complex numbers; the image has dtype {dtype}.")

@@ -140,7 +140,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     if not to.compute:
         return Outcome(array, count)
     keys, total = {graph.key("stage"), graph.key("labels")}, len(plan.tiles) + max(plan.grid.n_tiles, 1)
-    with run_now(owner, scheduler, None, _is_useless), shown(to.progress, scheduler, keys, total):
+    with run_now(owner, scheduler, None), shown(to.progress, scheduler, keys, total):
         labels, n_objects = compute_arrays(array, count)
         return Outcome(labels, int(n_objects))
 
@@ -163,7 +163,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     keys, total = {graph.key("stage"), graph.key("finish")}, len(plan.tiles) + len(numbers)
     chunks = chunks_within(plan.grid)
     encoding = new_encoding(plan.grid.shape, zarr_format=format_of(to.root), axes=plan.image.axes, chunks=chunks)
-    with run_now(owner, scheduler, output, _is_useless):
+    with run_now(owner, scheduler, output, (LabelOverflowError,)):
         if output.is_begun:
             output.tidy()
         else:
@@ -180,10 +180,6 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
 
 def _n_objects(report: Report) -> int:
     return report.n_objects
-
-
-def _is_useless(error: BaseException) -> bool:
-    return isinstance(error, LabelOverflowError)
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:

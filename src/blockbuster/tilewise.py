@@ -216,7 +216,7 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
     if isinstance(output, Part):
         output = replace(output, merges=plan.mask is None)
     show_lines(to.verbose)
-    with run_now(owner, scheduler, output, _is_useless):
+    with run_now(owner, scheduler, output):
         if output.is_complete:
             output.commit(overwrite=to.overwrite)
             return
@@ -277,20 +277,11 @@ def _check_form(output: Output, plan: TilePlan) -> None:
             f"changes voxels of it, so it must have shape {array.shape} and dtype {array.dtype}."
         )
     unit = there.shards or there.chunks
-    if not is_aligned(array.grid, unit):
+    if not array.grid.is_aligned(unit):
         raise GeometryError(
             f"Tiles of {array.grid.tile_shape} are not whole chunks or shards {unit} of {output.path}: two tiles would "
             "write to one of them. Give a tile_shape that is a multiple of them."
         )
-
-
-def is_aligned(grid: TileGrid, unit: Sequence[int]) -> bool:
-    """Whether every border of tiles within an image is one of units of storage, too."""
-    return all(cut % u == 0 for cuts, u in zip(grid.bounds, unit, strict=True) for cut in cuts[1:-1])
-
-
-def _is_useless(_error: BaseException) -> bool:
-    return False
 
 
 # Tasks
@@ -413,18 +404,22 @@ class _Work:
         What is not handed on is in memory that is used again.
         """
         parts = list(_parts(tile.core, self.kernel, image))
-        lent = self.output is not None
-        out = scratch("made", tile.shape, self.dtype) if lent else np.empty(tile.shape, self.dtype)
+        if len(parts) == 1:
+            return self._part(tile, image, tile.core)
+        is_lent = self.output is not None
+        out = scratch("made", tile.shape, self.dtype) if is_lent else np.empty(tile.shape, self.dtype)
         for part in parts:
-            region = self.kernel.source(part, image.shape)
-            with blaming(tile, "reading the image"):
-                block = image.read(region, scratch("read", region_shape(region), image.dtype) if lent else None)
-            with blaming(tile, "the function"):
-                made = self.kernel(block, part, image.shape)
-            if len(parts) == 1:
-                return made
-            out[tuple(slice(s.start - o, s.stop - o) for s, o in zip(part, tile.start, strict=True))] = made
+            where = tuple(slice(s.start - o, s.stop - o) for s, o in zip(part, tile.start, strict=True))
+            out[where] = self._part(tile, image, part)
         return out
+
+    def _part(self, tile: Tile, image: StoredImage, part: Region) -> NDArray[Any]:
+        region = self.kernel.source(part, image.shape)
+        with blaming(tile, "reading the image"):
+            lent = scratch("read", region_shape(region), image.dtype) if self.output is not None else None
+            block = image.read(region, lent)
+        with blaming(tile, "the function"):
+            return self.kernel(block, part, image.shape)
 
 
 def _works(plan: TilePlan, output: Output, stage: Stage, verbose: bool) -> Iterator[_Work]:

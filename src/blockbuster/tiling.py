@@ -71,7 +71,7 @@ def make_writing_grid(
             raise _unknown(tile_shape)
         return TileGrid.regular(shape, _whole_units(shape, unit, dtype.itemsize, reads))
     grid = TileGrid.regular(shape, tile_shape(tuple(shape), dtype) if callable(tile_shape) else tile_shape)
-    if any(cut % u for cuts, u in zip(grid.bounds, unit, strict=True) for cut in cuts[1:-1]):
+    if not grid.is_aligned(unit):
         raise GeometryError(
             f"tile_shape {grid.tile_shape} is not whole chunks or shards {tuple(unit)}: two tiles would write to "
             "one of them. Give a multiple of them, or chunks that divide it."

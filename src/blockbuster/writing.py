@@ -513,8 +513,7 @@ def _add_levels(file: ImageFile, source: Image, ladder: Ladder, to: Destination,
     old = [level.path for level in form.levels[1:] if level.path not in named_elsewhere]
     names = [form.levels[0].path, *_level_names(form.levels[0].path, len(ladder.kernels))]
     base = zarr.open_array(to.root, path=names[0], mode="r")
-    storage = Storage()
-    first = storage.like(base, source.dtype, base.metadata.zarr_format, None)
+    first = Storage().like(base, source.dtype, base.metadata.zarr_format, None)
     encodings = [_for_level(first, shape) for shape in ladder.shapes[1:]]
     arrays = level_plans(source, None, ladder, names[1:], encodings, source.dtype)
     levels = tuple(ladder.placed(form.levels[0], names))
