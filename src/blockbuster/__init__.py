@@ -1,7 +1,7 @@
 """blockbuster: any function over an image larger than memory, tile by tile, with one consistent result."""
 
 from blockbuster.budget import auto_tile_shape
-from blockbuster.cluster import make_local_cluster
+from blockbuster.cluster import make_local_cluster, make_slurm_cluster
 from blockbuster.emptiness import EmptyTiles, estimate_empty_tiles
 from blockbuster.errors import (
     BlockbusterError,
@@ -52,6 +52,7 @@ __all__ = [
     "label",
     "load_ome_zarr",
     "make_local_cluster",
+    "make_slurm_cluster",
     "merge_tile_labels",
     "open_image",
     "pyramid",

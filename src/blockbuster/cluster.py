@@ -1,171 +1,31 @@
-"""Which dask scheduler is active, what it can do, and clusters of our own."""
+"""Clusters of our own: worker processes on this machine, or jobs of SLURM."""
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
 import os
-import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cloudpickle
 import dask
-import dask.local
-import dask.multiprocessing
-import dask.threaded
-from dask.base import get_scheduler
 
 from blockbuster.budget import cpu_count
-from blockbuster.errors import SchedulerError, StageError
+from blockbuster.errors import ParameterError, SchedulerError
+from blockbuster.slurm import check_installed, check_interface, interface_to_controller, walltime_seconds
 
 if TYPE_CHECKING:
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
+__all__ = ["RunningCluster", "make_local_cluster", "make_slurm_cluster"]
 
-__all__ = [
-    "RunningCluster",
-    "Scheduler",
-    "active_scheduler",
-    "check_picklable",
-    "check_visible",
-    "gpu_slots",
-    "in_worker",
-    "make_local_cluster",
-]
-
-Kind: TypeAlias = Literal["synchronous", "threads", "processes", "distributed"]
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """What runs the tasks.
-
-    Attributes
-    ----------
-    kind : {"synchronous", "threads", "processes", "distributed"}
-        Which of dask's schedulers.
-    client : distributed.Client or None
-        Its client.
-    """
-
-    kind: Kind
-    client: Client | None = None
-
-    @property
-    def crosses_processes(self) -> bool:
-        """Whether tasks may run in another process than this one."""
-        return self.kind == "processes" or (self.kind == "distributed" and not self._is_in_process())
-
-    @property
-    def has_gpu_resource(self) -> bool:
-        """Whether every worker says how many tiles its GPU takes."""
-        if self.client is None:
-            return False
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return bool(workers) and all("GPU" in worker.get("resources", {}) for worker in workers)
-
-    def _is_in_process(self) -> bool:
-        if self.client is None:
-            return False
-        address: str = self.client.scheduler_info(n_workers=-1)["address"]
-        return address.startswith("inproc://")
-
-
-def active_scheduler() -> Scheduler:
-    """The scheduler that dask would use now.
-
-    Raises
-    ------
-    SchedulerError
-        If ``dask.config`` names one that dask does not know, or a distributed one without a client.
-    """
-    try:
-        get = get_scheduler()
-    except (ValueError, RuntimeError) as error:
-        raise SchedulerError(
-            f"The scheduler {dask.config.get('scheduler', None)!r} of dask.config cannot be used: {error}. Set one of "
-            "'synchronous', 'threads', 'processes', or start a distributed client."
-        ) from error
-    owner = getattr(get, "__self__", None)
-    if owner is not None and hasattr(owner, "scheduler_info"):
-        return Scheduler("distributed", owner)
-    if get is dask.multiprocessing.get:
-        return Scheduler("processes")
-    if get is dask.local.get_sync:
-        return Scheduler("synchronous")
-    return Scheduler("threads")
-
-
-def in_worker() -> bool:
-    """Whether this is a worker, whose errors are pickled: one in the process of its client as well."""
-    if multiprocessing.parent_process() is not None:
-        return True
-    try:
-        from distributed import get_worker
-
-        get_worker()
-    except ValueError:
-        return False
-    return True
-
-
-@functools.cache
-def gpu_slots() -> threading.BoundedSemaphore:
-    """As many places as this process has of the resource "GPU": one outside of a cluster's worker."""
-    try:
-        from distributed import get_worker
-
-        places = int(get_worker().state.total_resources.get("GPU", 1))
-    except ValueError:
-        places = 1
-    return threading.BoundedSemaphore(max(places, 1))
-
-
-def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
-    """Refuse what cannot reach the workers.
-
-    Raises
-    ------
-    SchedulerError
-        If tasks run in other processes and `value` cannot be pickled.
-    """
-    # A client pickles graphs for workers in its own process as well.
-    if not scheduler.crosses_processes and scheduler.client is None:
-        return
-    try:
-        cloudpickle.dumps(value)
-    except Exception as error:
-        raise SchedulerError(
-            f"{what} {value!r} cannot be pickled, which the {scheduler.kind} scheduler needs: {error}. Define it at "
-            "the top level of a module, open files and models within it, or use the threaded scheduler."
-        ) from error
-
-
-def check_visible(scheduler: Scheduler, what: str, path: str, option: str) -> None:
-    """Refuse a folder that some worker cannot see.
-
-    Raises
-    ------
-    StageError
-        Naming the workers that do not see it.
-    """
-    if scheduler.client is None:
-        return
-    seen: dict[str, bool] = scheduler.client.run(os.path.exists, path)
-    blind = [worker for worker, sees in seen.items() if not sees]
-    if blind:
-        raise StageError(
-            f"The {what} {path} is not visible from the workers {', '.join(blind)}. "
-            f"Give {option}= a folder on a file system that the client and all workers share."
-        )
+_LOOPBACK = "127.0.0.1"
 
 
 class RunningCluster(NamedTuple):
     """A client and its cluster; as a context manager it closes both."""
 
     client: Client
-    cluster: LocalCluster
+    cluster: Any
 
     def __enter__(self) -> RunningCluster:
         return self
@@ -174,7 +34,7 @@ class RunningCluster(NamedTuple):
         self.close()
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and their jobs."""
         self.client.close()
         self.cluster.close()
 
@@ -187,6 +47,9 @@ def make_local_cluster(
     **kwargs: Any,
 ) -> RunningCluster:
     """Start worker processes on this machine and make them the active scheduler.
+
+    They talk over TLS with credentials that are made for this cluster and live in its memory only: on a machine that
+    others use as well, nobody else can run code as you. Pass ``security=False`` to do without.
 
     Parameters
     ----------
@@ -206,7 +69,7 @@ def make_local_cluster(
     client : distributed.Client
         The active client.
     cluster : distributed.LocalCluster
-        The cluster. Both listen on the loopback interface only.
+        The cluster. Both listen on the loopback interface only, the dashboard too.
 
     Notes
     -----
@@ -220,10 +83,175 @@ def make_local_cluster(
     from distributed import Client, LocalCluster
 
     workers = n_workers or (1 if use_gpu else cpu_count())
-    options: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", **kwargs}
+    secured = kwargs.get("processes", True) and kwargs.get("protocol") is None
+    options: dict[str, Any] = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0", "security": secured, **kwargs}
     if use_gpu:
         options["resources"] = {"GPU": threads_per_worker, **kwargs.get("resources", {})}
     if memory_limit is not None:
         options["memory_limit"] = memory_limit
     cluster = LocalCluster(n_workers=workers, threads_per_worker=threads_per_worker, **options)
     return RunningCluster(Client(cluster), cluster)
+
+
+def make_slurm_cluster(
+    jobs: int | tuple[int, int] = 1,
+    cores: int | None = None,
+    memory: str | int | None = None,
+    walltime: str | int | None = None,
+    gpus_per_job: int = 0,
+    interface: str | None = None,
+    *,
+    start_timeout: float | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> RunningCluster:
+    """Ask SLURM for jobs of one worker process each, and make them the active scheduler.
+
+    What is not given comes from dask-jobqueue's own configuration, ``jobqueue.slurm`` in ``~/.config/dask/*.yaml``. The
+    jobs are started as SLURM has room for them; work begins with the first. A job that is lost is replaced, and
+    workers end in order before the walltime ends them. Scheduler and workers talk over TLS with credentials made for
+    this cluster; a client without them is turned away.
+
+    Parameters
+    ----------
+    jobs : int or (int, int), default 1
+        How many, or the least and the most: then as many as there is work for.
+    cores : int, optional
+        CPUs of a job: as many tiles at a time.
+    memory : str or int, optional
+        Bytes of a job, such as "16GiB": each of the tiles at a time has its share of it.
+    walltime : str or int, optional
+        Of a job: minutes, or words such as "04:00:00".
+    gpus_per_job : {0, 1}, default 0
+        With 1, a job has one GPU and takes one tile that needs a GPU at a time: for ``use_gpu=True``.
+    interface : str, optional
+        Network interface at which the scheduler listens, such as "ib0". Default: what the configuration says, else the
+        one by which this machine reaches SLURM's controller.
+    start_timeout : float, optional
+        Seconds to wait for the first worker. Default: as long as SLURM keeps the jobs in its queue.
+    folder : path, optional
+        Where a folder is made, and removed at the end, that all nodes see: for credentials, scratch and logs of the
+        jobs. Default: ``shared-temp-directory`` of the configuration, else ``~/.cache/blockbuster``.
+    **kwargs
+        Passed on to ``dask_jobqueue.SLURMCluster``: ``queue``, ``account``, ``job_script_prologue``,
+        ``job_extra_directives``, ``log_directory`` (logs outlive the cluster there), ``local_directory``, ...
+
+    Returns
+    -------
+    client : distributed.Client
+        The active client.
+    cluster : dask_jobqueue.SLURMCluster
+        The cluster; its dashboard is at the loopback interface of this machine.
+
+    Raises
+    ------
+    ParameterError
+        If an option is not allowed, or one that SLURM needs is nowhere given.
+    SchedulerError
+        If there is no SLURM, or it refuses such a job: with what it says. A run on the cluster raises it as soon as
+        SLURM says that there will be no worker.
+
+    Examples
+    --------
+    >>> with make_slurm_cluster(jobs=(2, 50), cores=4, memory="16GiB", walltime="04:00:00") as (
+    ...     client,
+    ...     cluster,
+    ... ):  # doctest: +SKIP
+    ...     labels = blockbuster.label("image.zarr", write_to="labels.zarr")
+    """
+    check_installed()
+    try:
+        from blockbuster.slurm_cluster import SlurmCluster, make_folder, write_credentials
+    except ModuleNotFoundError as error:
+        raise SchedulerError(
+            "make_slurm_cluster needs dask-jobqueue: pip install 'blockbuster-imaging[slurm]'."
+        ) from error
+    from distributed import Client
+
+    config: dict[str, Any] = dask.config.get("jobqueue.slurm")
+    minimum, maximum = _between(jobs)
+    if gpus_per_job not in (0, 1):
+        raise ParameterError(
+            f"gpus_per_job {gpus_per_job!r} is neither 0 nor 1. Ask for more jobs of one GPU each: a job that is lost "
+            "then takes one tile with it, and SLURM finds room for it sooner."
+        )
+    options: dict[str, Any] = {
+        "cores": _needed("cores", cores, config),
+        "memory": _needed("memory", memory, config),
+        "walltime": str(walltime if walltime is not None else config["walltime"]),
+        "interface": _interface(interface, config),
+        "job_name": f"blockbuster-{uuid.uuid4().hex[:8]}",
+        **kwargs,
+        "processes": 1,
+    }
+    made = make_folder(_base(folder, config))
+    options.setdefault("security", write_credentials(made))
+    options.setdefault("log_directory", config["log-directory"] or str(made / "logs"))
+    options.setdefault("local_directory", config["local-directory"] or str(made / "scratch"))
+    for name in ("log_directory", "local_directory"):
+        options[name] = _absolute(name, options[name])
+    given = kwargs.get("scheduler_options") or config["scheduler-options"]
+    options["scheduler_options"] = {"dashboard_address": f"{_LOOPBACK}:0", **given}
+    options["worker_extra_args"] = [
+        *(kwargs.get("worker_extra_args") or config["worker-extra-args"]),
+        *_lifetime(options["walltime"]),
+        *(["--resources", "GPU=1"] if gpus_per_job else []),
+    ]
+    options["job_extra_directives"] = [
+        *(kwargs.get("job_extra_directives") or config["job-extra-directives"]),
+        "--no-requeue",
+        *(["--gres=gpu:1"] if gpus_per_job else []),
+    ]
+    cluster = SlurmCluster(
+        folder=made,
+        minimum=minimum,
+        maximum=maximum,
+        start_timeout=start_timeout,
+        **options,
+    )
+    return RunningCluster(Client(cluster), cluster)
+
+
+def _between(jobs: Any) -> tuple[int, int]:
+    least, most = jobs if isinstance(jobs, tuple | list) and len(jobs) == 2 else (jobs, jobs)
+    if not isinstance(least, int) or not isinstance(most, int) or not 0 <= least <= most or most < 1:
+        raise ParameterError(f"jobs {jobs!r} is neither a number of at least 1 nor a (least, most) of such numbers.")
+    return least, most
+
+
+def _needed(name: str, value: Any, config: dict[str, Any]) -> Any:
+    found = value if value is not None else config[name]
+    if found is None:
+        raise ParameterError(
+            f"{name} of a job is given neither here nor as jobqueue.slurm.{name} in dask's configuration. Give both "
+            "cores and memory, such as cores=4, memory='16GiB'."
+        )
+    return found
+
+
+def _interface(interface: str | None, config: dict[str, Any]) -> str:
+    found: str = interface or config["interface"] or interface_to_controller()
+    check_interface(found)
+    return found
+
+
+def _base(folder: Any, config: dict[str, Any]) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(_absolute("folder", folder or config["shared-temp-directory"] or f"{cache}/blockbuster"))
+
+
+def _absolute(name: str, path: Any) -> str:
+    made: str = os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
+    if len(made.split()) != 1:
+        raise ParameterError(f"{name} {made!r} has blanks, which job scripts cannot take. Give another folder.")
+    return made
+
+
+def _lifetime(walltime: str) -> list[str]:
+    """Options by which workers end before SLURM ends them, not all at once."""
+    seconds = walltime_seconds(walltime)
+    if seconds is None:
+        return []
+    # A tile is finished and the next worker started in this time, be the walltime short or long.
+    margin = min(max(seconds // 20, 30), 300, seconds // 4)
+    return ["--lifetime", f"{seconds - 2 * margin}s", "--lifetime-stagger", f"{margin}s"]

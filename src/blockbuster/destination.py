@@ -16,12 +16,12 @@ from typing import Any
 import dask.array as da
 import zarr
 
-from blockbuster.cluster import Scheduler, check_visible
 from blockbuster.errors import ParameterError
 from blockbuster.files import remove_folder
 from blockbuster.outputs import Output, component_path, node_kind, store_path
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages, sweep
 from blockbuster.progress import Progress
+from blockbuster.schedulers import Scheduler, check_visible
 from blockbuster.stage import Manifest, Stage
 from blockbuster.stores import open_node
 

@@ -25,13 +25,14 @@ import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.array.core import getter, getter_inline, getter_nofancy
-from dask.base import compute, optimize
+from dask.base import optimize
 from dask.blockwise import Blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from numpy.typing import NDArray
 
 from blockbuster.grid import Region, Tile, TileGrid, met, region_shape
+from blockbuster.schedulers import computed
 
 __all__ = [
     "Blocks",
@@ -219,7 +220,8 @@ def compute_value(graph: RunGraph, numbers: Sequence[int]) -> Any:
         name: {graph.key("begin"), graph.key("unite")},
         end: {graph.key("unite"), name},
     }
-    return Delayed(end, HighLevelGraph(layers, dependencies)).compute()
+    (result,) = computed(Delayed(end, HighLevelGraph(layers, dependencies)))
+    return result
 
 
 def scalar_of(graph: RunGraph, function: Callable[[Any], int]) -> da.Array:
@@ -233,8 +235,7 @@ def scalar_of(graph: RunGraph, function: Callable[[Any], int]) -> da.Array:
 
 def compute_arrays(*arrays: da.Array) -> tuple[NDArray[Any], ...]:
     """Arrays in memory, their common graph run once."""
-    computed: tuple[NDArray[Any], ...] = compute(*arrays, optimize_graph=False)
-    return computed
+    return computed(*arrays)
 
 
 @dataclass(frozen=True)
@@ -301,8 +302,9 @@ class PassesGraph:
 
     def compute(self) -> list[Any]:
         """Run all; returns the values, pass by pass."""
-        values: list[Any] = Delayed(self._end, HighLevelGraph(self._layers, self._dependencies)).compute()
-        return values
+        (values,) = computed(Delayed(self._end, HighLevelGraph(self._layers, self._dependencies)))
+        made: list[Any] = values
+        return made
 
     def _add(self, one: Pass, name: str, before: str | None) -> None:
         task = _pass_tasks(one, name, self._layers, self._dependencies)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from dask.callbacks import Callback
 from tqdm.auto import tqdm
 
-from blockbuster.cluster import Scheduler
+from blockbuster.schedulers import Scheduler
 
 __all__ = ["Progress", "show_lines", "shown"]
 

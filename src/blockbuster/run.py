@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
-from blockbuster.cluster import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.destination import (
     Destination,
     discard_others,
@@ -32,6 +31,7 @@ from blockbuster.outputs import Output, chunks_within, consolidate, format_of, p
 from blockbuster.ownership import StageOwner
 from blockbuster.progress import show_lines, shown
 from blockbuster.rules import Rule, Where
+from blockbuster.schedulers import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.steps import (

@@ -14,7 +14,6 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from blockbuster.cluster import gpu_slots
 from blockbuster.errors import TileError
 from blockbuster.grid import Region, Seam, Tile, TileGrid
 from blockbuster.numbering import LocalLabels, first_voxels, number_locally
@@ -22,6 +21,7 @@ from blockbuster.outputs import Output
 from blockbuster.ownership import Holder
 from blockbuster.progress import show_lines
 from blockbuster.rules import Rule, SlabKey, seams_and_slabs, slab_region, slabs_of
+from blockbuster.schedulers import gpu_slots
 from blockbuster.scratch import scratch
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord

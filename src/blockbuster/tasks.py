@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from blockbuster.cluster import in_worker
 from blockbuster.errors import TileError
 from blockbuster.grid import Tile
+from blockbuster.schedulers import in_worker
 
 __all__ = ["blaming"]
 

@@ -23,7 +23,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from blockbuster.cluster import active_scheduler, check_visible
 from blockbuster.destination import (
     Destination,
     discard_others,
@@ -43,6 +42,7 @@ from blockbuster.grid import Region, Tile, TileGrid, region_shape
 from blockbuster.outputs import Members, Output, Part, Patch, consolidate, plan_output
 from blockbuster.progress import show_lines, shown
 from blockbuster.raw import RawChunks, can_copy_raw
+from blockbuster.schedulers import active_scheduler, check_visible
 from blockbuster.scratch import scratch
 from blockbuster.sources import Image, StoredImage, from_store, given
 from blockbuster.stage import Manifest, Stage

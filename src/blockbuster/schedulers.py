@@ -1,0 +1,226 @@
+"""Which dask scheduler is active, what it can do, and waiting for it."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import cloudpickle
+import dask
+import dask.local
+import dask.multiprocessing
+import dask.threaded
+from dask.base import compute, get_scheduler
+
+from blockbuster.errors import BlockbusterError, SchedulerError, StageError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+
+__all__ = [
+    "Scheduler",
+    "active_scheduler",
+    "check_picklable",
+    "check_visible",
+    "computed",
+    "gpu_slots",
+    "in_worker",
+    "results_of",
+]
+
+# Seconds between two looks at whether a cluster can still do its work.
+_WATCH = 0.5
+
+Kind: TypeAlias = Literal["synchronous", "threads", "processes", "distributed"]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What runs the tasks.
+
+    Attributes
+    ----------
+    kind : {"synchronous", "threads", "processes", "distributed"}
+        Which of dask's schedulers.
+    client : distributed.Client or None
+        Its client.
+    """
+
+    kind: Kind
+    client: Client | None = None
+
+    @property
+    def crosses_processes(self) -> bool:
+        """Whether tasks may run in another process than this one."""
+        return self.kind == "processes" or (self.kind == "distributed" and not self._is_in_process())
+
+    @property
+    def has_gpu_resource(self) -> bool:
+        """Whether every worker says how many tiles its GPU takes."""
+        if self.client is None:
+            return False
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return bool(workers) and all("GPU" in worker.get("resources", {}) for worker in workers)
+
+    def _is_in_process(self) -> bool:
+        if self.client is None:
+            return False
+        address: str = self.client.scheduler_info(n_workers=-1)["address"]
+        return address.startswith("inproc://")
+
+
+def active_scheduler() -> Scheduler:
+    """The scheduler that dask would use now.
+
+    Raises
+    ------
+    SchedulerError
+        If ``dask.config`` names one that dask does not know, or a distributed one without a client.
+    """
+    try:
+        get = get_scheduler()
+    except (ValueError, RuntimeError) as error:
+        raise SchedulerError(
+            f"The scheduler {dask.config.get('scheduler', None)!r} of dask.config cannot be used: {error}. Set one of "
+            "'synchronous', 'threads', 'processes', or start a distributed client."
+        ) from error
+    owner = getattr(get, "__self__", None)
+    if owner is not None and hasattr(owner, "scheduler_info"):
+        return Scheduler("distributed", owner)
+    if get is dask.multiprocessing.get:
+        return Scheduler("processes")
+    if get is dask.local.get_sync:
+        return Scheduler("synchronous")
+    return Scheduler("threads")
+
+
+def in_worker() -> bool:
+    """Whether this is a worker, whose errors are pickled: one in the process of its client as well."""
+    if multiprocessing.parent_process() is not None:
+        return True
+    try:
+        from distributed import get_worker
+
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+@functools.cache
+def gpu_slots() -> threading.BoundedSemaphore:
+    """As many places as this process has of the resource "GPU": one outside of a cluster's worker."""
+    try:
+        from distributed import get_worker
+
+        places = int(get_worker().state.total_resources.get("GPU", 1))
+    except ValueError:
+        places = 1
+    return threading.BoundedSemaphore(max(places, 1))
+
+
+def check_picklable(scheduler: Scheduler, what: str, value: Any) -> None:
+    """Refuse what cannot reach the workers.
+
+    Raises
+    ------
+    SchedulerError
+        If tasks run in other processes and `value` cannot be pickled.
+    """
+    # A client pickles graphs for workers in its own process as well.
+    if not scheduler.crosses_processes and scheduler.client is None:
+        return
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        raise SchedulerError(
+            f"{what} {value!r} cannot be pickled, which the {scheduler.kind} scheduler needs: {error}. Define it at "
+            "the top level of a module, open files and models within it, or use the threaded scheduler."
+        ) from error
+
+
+def check_visible(scheduler: Scheduler, what: str, path: str, option: str) -> None:
+    """Refuse a folder that some worker cannot see.
+
+    Every worker that is there looks for it; where none is there yet, the first that comes.
+
+    Raises
+    ------
+    StageError
+        Naming the workers that do not see it, and their hosts.
+    SchedulerError
+        If the cluster can get no worker.
+    """
+    client = scheduler.client
+    if client is None:
+        return
+    asked: dict[str, Any] = client.run(_look_for, path, on_error="return")
+    # A worker that ends just now is none that needs to see it.
+    seen = {worker: found for worker, found in asked.items() if not isinstance(found, OSError)}
+    if not seen:
+        (found,) = results_of(client, [client.submit(_look_for, path, pure=False)])
+        seen = {"the first worker": found}
+    blind = [f"{worker} on host {host}" for worker, (host, sees) in seen.items() if not sees]
+    if blind:
+        raise StageError(
+            f"The {what} {path} is not visible from the workers {', '.join(blind)}. "
+            f"Give {option}= a folder on a file system that the client and all workers share."
+        )
+
+
+def _look_for(path: str) -> tuple[str, bool]:
+    return socket.gethostname(), os.path.exists(path)
+
+
+def computed(*collections: Any) -> tuple[Any, ...]:
+    """What dask collections come to on the active scheduler, in graphs as they are.
+
+    Raises
+    ------
+    SchedulerError
+        If a cluster of ours tells that it cannot go on.
+    """
+    client = active_scheduler().client
+    # A task that waits on a cluster must leave its place to others, which only dask's own way of waiting does.
+    if client is None or in_worker() or not hasattr(client.cluster, "trouble"):
+        results: tuple[Any, ...] = compute(*collections, optimize_graph=False)
+        return results
+    return tuple(results_of(client, client.compute(collections, optimize_graph=False)))
+
+
+def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
+    """Wait for tasks of a client, for as long as its cluster can do them.
+
+    Raises
+    ------
+    SchedulerError
+        If the cluster tells that it cannot go on: its tasks are cancelled.
+    """
+    from distributed import wait
+
+    try:
+        while True:
+            try:
+                wait(futures, timeout=_WATCH)
+                break
+            except TimeoutError:
+                trouble = trouble_of(client)
+                if trouble is not None:
+                    raise trouble from None
+        results: list[Any] = client.gather(futures)
+        return results
+    finally:
+        client.cancel(futures)
+
+
+def trouble_of(client: Client) -> BlockbusterError | None:
+    """Why the cluster of a client can do no more work, if it tells."""
+    tell = getattr(client.cluster, "trouble", None)
+    return None if tell is None else tell()
