@@ -68,7 +68,7 @@ class Log:
         self.events.append(("stage", block_id))
         self.blocks[block_id] = list(blocks)
 
-    def scan(self, run: str, block_ids: tuple[int, ...]) -> int:
+    def scan(self, run: str, block_ids: tuple[int, ...], staged: list[None]) -> int:
         self.events.append(("scan", block_ids))
         return sum(block_ids)
 

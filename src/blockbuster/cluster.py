@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
+from dask.utils import parse_bytes
 
 from blockbuster.budget import cpu_count
 from blockbuster.errors import ParameterError, SchedulerError
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["RunningCluster", "make_local_cluster", "make_slurm_cluster"]
 
 _LOOPBACK = "127.0.0.1"
+# Of a job, besides its worker: the process that watches over that one, and the shell.
+_NANNY_BYTES = 256 * 2**20
 
 
 class RunningCluster(NamedTuple):
@@ -85,6 +91,7 @@ def make_local_cluster(
     workers = n_workers or (1 if use_gpu else cpu_count())
     secured = kwargs.get("processes", True) and kwargs.get("protocol") is None
     options: dict[str, Any] = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0", "security": secured, **kwargs}
+    options.setdefault("worker_dashboard_address", options["dashboard_address"])
     if use_gpu:
         options["resources"] = {"GPU": threads_per_worker, **kwargs.get("resources", {})}
     if memory_limit is not None:
@@ -119,7 +126,8 @@ def make_slurm_cluster(
     cores : int, optional
         CPUs of a job: as many tiles at a time.
     memory : str or int, optional
-        Bytes of a job, such as "16GiB": each of the tiles at a time has its share of it.
+        Bytes of a job, such as "16GiB". Its worker may use 5 %, or 256 MiB, less, so that it is ended and started
+        again within the job before SLURM ends the job.
     walltime : str or int, optional
         Of a job: minutes, or words such as "04:00:00".
     gpus_per_job : {0, 1}, default 0
@@ -160,13 +168,10 @@ def make_slurm_cluster(
     ...     labels = blockbuster.label("image.zarr", write_to="labels.zarr")
     """
     check_installed()
-    try:
-        from blockbuster.slurm_cluster import SlurmCluster, make_folder, write_credentials
-    except ModuleNotFoundError as error:
-        raise SchedulerError(
-            "make_slurm_cluster needs dask-jobqueue: pip install 'blockbuster-imaging[slurm]'."
-        ) from error
+    _import_jobqueue()
     from distributed import Client
+
+    from blockbuster.slurm_cluster import SlurmCluster, make_folder, write_credentials
 
     config: dict[str, Any] = dask.config.get("jobqueue.slurm")
     minimum, maximum = _between(jobs)
@@ -177,7 +182,7 @@ def make_slurm_cluster(
         )
     options: dict[str, Any] = {
         "cores": _needed("cores", cores, config),
-        "memory": _needed("memory", memory, config),
+        **_memory(_needed("memory", memory, config), config),
         "walltime": str(walltime if walltime is not None else config["walltime"]),
         "interface": _interface(interface, config),
         "job_name": f"blockbuster-{uuid.uuid4().hex[:8]}",
@@ -195,6 +200,8 @@ def make_slurm_cluster(
     options["worker_extra_args"] = [
         *(kwargs.get("worker_extra_args") or config["worker-extra-args"]),
         *_lifetime(options["walltime"]),
+        # Of the worker's own: it has no authentication.
+        *("--dashboard-address", f"{_LOOPBACK}:0"),
         *(["--resources", "GPU=1"] if gpus_per_job else []),
     ]
     options["job_extra_directives"] = [
@@ -202,14 +209,29 @@ def make_slurm_cluster(
         "--no-requeue",
         *(["--gres=gpu:1"] if gpus_per_job else []),
     ]
-    cluster = SlurmCluster(
-        folder=made,
-        minimum=minimum,
-        maximum=maximum,
-        start_timeout=start_timeout,
-        **options,
-    )
+    # The scheduler, in this process, makes a folder for scratch as well, wherever that option says.
+    with dask.config.set({"temporary-directory": str(made)}):
+        cluster = SlurmCluster(folder=made, minimum=minimum, maximum=maximum, start_timeout=start_timeout, **options)
     return RunningCluster(Client(cluster), cluster)
+
+
+def _import_jobqueue() -> None:
+    """Import dask-jobqueue, and let this process go on to handle signals as it did."""
+    if "dask_jobqueue" not in sys.modules and threading.current_thread() is not threading.main_thread():
+        raise SchedulerError(
+            "dask-jobqueue can be imported in the main thread only, and this is another one. Import dask_jobqueue at "
+            "the top of the program."
+        )
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        import dask_jobqueue  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise SchedulerError(
+            "make_slurm_cluster needs dask-jobqueue: pip install 'blockbuster-imaging[slurm]'."
+        ) from error
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def _between(jobs: Any) -> tuple[int, int]:
@@ -227,6 +249,13 @@ def _needed(name: str, value: Any, config: dict[str, Any]) -> Any:
             "cores and memory, such as cores=4, memory='16GiB'."
         )
     return found
+
+
+def _memory(asked: str | int, config: dict[str, Any]) -> dict[str, Any]:
+    """What a worker may use of the memory of its job, where SLURM ends all that uses more."""
+    size = parse_bytes(asked)
+    besides = max(size // 20, min(_NANNY_BYTES, size // 4))
+    return {"memory": size - besides, "job_mem": config["job-mem"] or f"{-(-size // 2**20)}M"}
 
 
 def _interface(interface: str | None, config: dict[str, Any]) -> str:

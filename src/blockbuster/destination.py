@@ -16,12 +16,12 @@ from typing import Any
 import dask.array as da
 import zarr
 
-from blockbuster.errors import ParameterError
+from blockbuster.errors import ParameterError, TileError
 from blockbuster.files import remove_folder
 from blockbuster.outputs import Output, component_path, node_kind, store_path
 from blockbuster.ownership import StageOwner, find_stage, new_stage_path, owned_stage, run_id, stopped_stages, sweep
 from blockbuster.progress import Progress
-from blockbuster.schedulers import Scheduler, check_visible
+from blockbuster.schedulers import Scheduler, check_visible, why_lost
 from blockbuster.stage import Manifest, Stage
 from blockbuster.stores import open_node
 
@@ -116,6 +116,7 @@ def stage_for(to: Destination, image_home: Path | None, manifest: Manifest) -> S
     if found is not None:
         owner = StageOwner(found, manifest, keep=to.keep_stage, leased=lazy)
         owner.hold(manifest, alone=True)
+        found.forgive()
         return owner
     for left in () if to.resume else stopped_stages(folder, manifest):
         logger.warning("The same run was stopped in %s: resume=True goes on with it, or delete that folder.", left.path)
@@ -151,6 +152,8 @@ def run_now(
         try:
             yield
         except BaseException as error:
+            for why in why_lost(scheduler, error.attempts) if isinstance(error, TileError) and error.attempts else ():
+                error.add_note(why)
             if output is not None and (isinstance(error, useless) or not owner.stage.n_tiles()):
                 output.discard()
             elif output is not None and output.is_begun:

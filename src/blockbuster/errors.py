@@ -11,6 +11,7 @@
     ├── StageError            OSError           the stage cannot be made, seen or read
     ├── ResumeError           ValueError        the stage found belongs to another run
     ├── SchedulerError        RuntimeError      the active dask scheduler cannot do what was asked
+    ├── CapacityError         RuntimeError      a run needs more memory, disk or files than there are
     ├── LabelOverflowError    OverflowError     more objects than `dtype` can number
     └── TileError             RuntimeError      a task failed on one tile; its cause is the original error
 
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 __all__ = [
+    "Attempt",
     "BlockbusterError",
+    "CapacityError",
     "GeometryError",
     "ImageError",
     "LabelOverflowError",
@@ -75,8 +78,30 @@ class SchedulerError(BlockbusterError, RuntimeError):
     """The active dask scheduler cannot do what was asked."""
 
 
+class CapacityError(BlockbusterError, RuntimeError):
+    """A run that needs more memory, disk space or files than there are."""
+
+
 class LabelOverflowError(BlockbusterError, OverflowError):
     """More objects than the label dtype can number."""
+
+
+class Attempt(NamedTuple):
+    """A process that was at work on a tile.
+
+    Attributes
+    ----------
+    job_id : str
+        The SLURM job that it belonged to; "" for none.
+    """
+
+    host: str
+    pid: int
+    job_id: str = ""
+
+    def __str__(self) -> str:
+        job = f" of job {self.job_id}" if self.job_id else ""
+        return f"process {self.pid}{job} on host {self.host}"
 
 
 class TileError(BlockbusterError, RuntimeError):
@@ -91,12 +116,17 @@ class TileError(BlockbusterError, RuntimeError):
         Index of the tile in the grid.
     region : tuple of slice
         The padded region of the tile, voxels of the image.
+    attempts : tuple of Attempt
+        Where it was tried, when each time the process was lost that did so.
     """
 
-    def __init__(self, message: str, tile: tuple[int, ...], region: tuple[slice, ...]) -> None:
+    def __init__(
+        self, message: str, tile: tuple[int, ...], region: tuple[slice, ...], attempts: Sequence[Attempt] = ()
+    ) -> None:
         super().__init__(message)
         self.tile = tile
         self.region = region
+        self.attempts = tuple(attempts)
 
     @classmethod
     def of(
@@ -110,9 +140,8 @@ class TileError(BlockbusterError, RuntimeError):
             Whether it will be pickled, which drops tracebacks: keep that of `error` as a note, and put words in its
             place if it cannot be pickled itself.
         """
-        place = ", ".join(f"{s.start}:{s.stop}" for s in region)
         words = f"{type(error).__name__}: {error}"
-        made = cls(f"Tile {tile}, region [{place}]: {step} failed with {words}", tile, region)
+        made = cls(f"{_place(tile, region)}: {step} failed with {words}", tile, region)
         made.__cause__ = error
         if leaves_process:
             made.add_note("Traceback of the original error:\n" + "".join(traceback.format_exception(error)))
@@ -120,10 +149,26 @@ class TileError(BlockbusterError, RuntimeError):
                 made.__cause__ = RuntimeError(words)
         return made
 
+    @classmethod
+    def lost(cls, tile: tuple[int, ...], region: tuple[slice, ...], attempts: Sequence[Attempt]) -> TileError:
+        """The error of a tile that is no longer tried, since its process was lost each time."""
+        who = "; ".join(map(str, attempts))
+        return cls(
+            f"{_place(tile, region)}: the process at work on it was lost {len(attempts)} times: {who}. It crashed, or "
+            "was ended, for more memory or time than it may take: give workers more of both, or a smaller tile_shape.",
+            tile,
+            region,
+            attempts,
+        )
+
     def __reduce__(self) -> tuple[Callable[..., TileError], tuple[Any, ...]]:
         # Pickling by the rules of exceptions would drop the cause.
         notes = list(getattr(self, "__notes__", []))
-        return _restore, (str(self), self.tile, self.region, self.__cause__, notes)
+        return _restore, (str(self), self.tile, self.region, self.attempts, self.__cause__, notes)
+
+
+def _place(tile: tuple[int, ...], region: tuple[slice, ...]) -> str:
+    return f"Tile {tile}, region [{', '.join(f'{s.start}:{s.stop}' for s in region)}]"
 
 
 def _survives_pickling(error: BaseException) -> bool:
@@ -137,10 +182,11 @@ def _restore(
     message: str,
     tile: tuple[int, ...],
     region: tuple[slice, ...],
+    attempts: tuple[Attempt, ...],
     cause: BaseException | None,
     notes: list[str],
 ) -> TileError:
-    made = TileError(message, tile, region)
+    made = TileError(message, tile, region, attempts)
     made.__cause__ = cause
     for note in notes:
         made.add_note(note)

@@ -10,7 +10,7 @@ import uuid
 __all__ = ["remove_folder", "write_new", "write_whole"]
 
 
-def write_whole(path: str, data: bytes) -> None:
+def write_whole(path: str, data: bytes | memoryview) -> None:
     """Write a file under another name first: nobody sees a part of it."""
     temporary = f"{path}.{uuid.uuid4().hex[:8]}"
     try:

@@ -6,8 +6,9 @@
           ├─► stage 1 ──┘                       ├─► finish 1
           └─► ...                               └─► ...
 
-One task per tile and step. What is common to all tasks is the value of one key, so that no task carries it; the steps
-pass on counts and pairs of labels, never voxels: these go through the stage.
+One task per tile and step, or per batch of tiles where there are so many that a scheduler would not bear a task for
+each. What is common to all tasks is the value of one key, so that no task carries it; the steps pass on counts and
+pairs of labels, never voxels: these go through the stage.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from numpy.typing import NDArray
 
+from blockbuster.errors import TileError
 from blockbuster.grid import Region, Tile, TileGrid, met, region_shape
 from blockbuster.schedulers import computed
 
@@ -43,6 +45,7 @@ __all__ = [
     "Steps",
     "array_of",
     "array_of_tiles",
+    "batch_size",
     "compute_arrays",
     "compute_value",
     "map_tiles",
@@ -58,6 +61,9 @@ Layer: TypeAlias = dict[Any, Any]
 # Tiles per scanning task: enough of them for few tasks, few enough for all workers to take part.
 _SCAN_TILES = 64
 _SCAN_TASKS = 64
+# Tasks of one step, above which tiles are taken in batches: a task costs its client and scheduler some kilobytes and a
+# millisecond, and this many keep thousands of workers busy.
+_MOST_TASKS = 20_000
 # Tasks of a layer that are looked at for what they read: a layer reads from one object, or each task from its own.
 _LEAVES = 10_000
 
@@ -75,9 +81,10 @@ class Steps:
     sampled : sequence of int
         Block ids.
     stage : callable
-        ``(run, block_id, *blocks) -> None``; blocks are the padded regions of inputs that are not stored.
+        ``(run, block_id, *blocks) -> error or None``; blocks are the padded regions of inputs that are not stored.
     scan : callable
-        ``(run, block_ids) -> part``, after these tiles and their neighbours are staged.
+        ``(run, block_ids, staged) -> part``, after these tiles and their neighbours are staged; `staged` is what the
+        staging of all of them returned.
     unite : callable
         ``(run, parts) -> result``.
     finish : callable
@@ -87,8 +94,8 @@ class Steps:
     begin: Callable[[list[Any]], Any]
     sample: Callable[..., Any]
     sampled: Sequence[int]
-    stage: Callable[..., None]
-    scan: Callable[[Any, tuple[int, ...]], Any]
+    stage: Callable[..., Any]
+    scan: Callable[[Any, tuple[int, ...], list[Any]], Any]
     unite: Callable[[Any, list[Any]], Any]
     finish: Callable[[Any, int], Any]
 
@@ -108,6 +115,8 @@ class RunGraph:
     ----------
     token : str
         In the name of every key of the run.
+    batch : int
+        Tiles in each task of a step.
     """
 
     token: str
@@ -116,6 +125,7 @@ class RunGraph:
     begin: TaskRef
     union: TaskRef
     steps: Steps
+    batch: int
 
     def key(self, step: str) -> str:
         """Name of the keys of one step."""
@@ -160,7 +170,7 @@ def run_graph(
     ]
 
     def blocks(block_id: int) -> list[Any]:
-        return [block(tile, tile.padded) for tile in [grid.tile(block_id)] for block in given] if given else []
+        return [block(tile, tile.padded) for tile in [grid.tile(block_id)] for block in given]
 
     inputs = set(layers)
     sample_name, stage_name, scan_name = f"sample-{token}", f"stage-{token}", f"scan-{token}"
@@ -173,18 +183,19 @@ def run_graph(
     sampled = List(*(TaskRef(key) for key in samples))
     layers[begin_key] = {begin_key: Task(begin_key, steps.begin, sampled)}
     dependencies[begin_key] = {sample_name}
+    batches = _Batches(stage_name, block_ids, 1 if given else None)
     staged: Layer = {}
-    for block_id in block_ids:
-        key = (stage_name, block_id)
-        staged[key] = Task(key, steps.stage, run, block_id, *blocks(block_id))
+    for key, batch in batches:
+        pieces = blocks(batch[0]) if given else []
+        staged[key] = Task(key, _errors_of, steps.stage, run, batch, *pieces)
     layers[stage_name] = MaterializedLayer(staged, annotations={"resources": dict(resources)} if resources else None)
     dependencies[stage_name] = {begin_key, *inputs}
-    layers[scan_name] = _scan_layer(steps, run, scan_name, stage_name, block_ids, neighbours)
+    layers[scan_name] = _scan_layer(steps, run, scan_name, batches, neighbours)
     dependencies[scan_name] = {begin_key, stage_name}
     parts = List(*(TaskRef(key) for key in layers[scan_name]))
     layers[union_key] = {union_key: Task(union_key, steps.unite, run, parts)}
     dependencies[union_key] = {begin_key, scan_name}
-    return RunGraph(token, layers, dependencies, run, TaskRef(union_key), steps)
+    return RunGraph(token, layers, dependencies, run, TaskRef(union_key), steps, batches.size)
 
 
 def array_of(graph: RunGraph, grid: TileGrid, block_ids: Sequence[int], dtype: np.dtype[Any]) -> da.Array:
@@ -210,9 +221,8 @@ def compute_value(graph: RunGraph, numbers: Sequence[int]) -> Any:
     """Run everything, the last step for each of `numbers`; returns the result of the union."""
     name, end = graph.key("finish"), graph.key("end")
     finished: Layer = {}
-    for number in numbers:
-        key = (name, number)
-        finished[key] = Task(key, _after, graph.union, graph.steps.finish, graph.begin, number)
+    for key, batch in _Batches(name, numbers):
+        finished[key] = Task(key, _finish, graph.union, graph.steps.finish, graph.begin, batch)
     done = List(*(TaskRef(key) for key in finished))
     layers = {**graph.layers, name: finished, end: {end: Task(end, _first, graph.union, done)}}
     dependencies = {
@@ -261,7 +271,8 @@ class Pass:
     Attributes
     ----------
     function : callable
-        ``(tile, *blocks) -> value``, one block for each input.
+        ``(tile, *blocks) -> value``, one block for each input. A value that is a `TileError` is that of the tiles that
+        need it as well.
     block_ids : sequence of int
         Which tiles of the grid.
     needs : callable, optional
@@ -280,25 +291,27 @@ class PassesGraph:
 
     Attributes
     ----------
-    keys : set of str
-        Names of the keys of the tiles.
+    grids : dict of TileGrid
+        The grid whose tiles the keys of one name are.
+    batches : dict of int
+        Tiles in each task of one name of keys.
     """
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._layers: dict[str, Any] = {}
         self._dependencies: dict[str, set[str]] = {}
         self._end = f"end-{uuid.uuid4().hex}"
-        self._names = [f"tiles{number}-{uuid.uuid4().hex}" for number in range(len(passes))]
+        batches = [
+            _Batches(f"tiles{number}-{uuid.uuid4().hex}", one.block_ids, 1 if one.inputs else None)
+            for number, one in enumerate(passes)
+        ]
+        self.grids = {all_of.name: one.grid for all_of, one in zip(batches, passes, strict=True)}
+        self.batches = {all_of.name: all_of.size for all_of in batches}
         for number, one in enumerate(passes):
-            self._add(one, self._names[number], self._names[number - 1] if number else None)
-        done = List(*(TaskRef(key) for name in self._names for key in self._layers[name]))
-        self._layers[self._end] = {self._end: Task(self._end, list, done)}
-        self._dependencies[self._end] = set(self._names)
-
-    @property
-    def keys(self) -> set[str]:
-        """Names of the keys of the tiles."""
-        return set(self._names)
+            self._add(one, batches[number], batches[number - 1] if number else None)
+        done = List(*(TaskRef(key) for name in self.grids for key in self._layers[name]))
+        self._layers[self._end] = {self._end: Task(self._end, _flat, done)}
+        self._dependencies[self._end] = set(self.grids)
 
     def compute(self) -> list[Any]:
         """Run all; returns the values, pass by pass."""
@@ -306,15 +319,15 @@ class PassesGraph:
         made: list[Any] = values
         return made
 
-    def _add(self, one: Pass, name: str, before: str | None) -> None:
-        task = _pass_tasks(one, name, self._layers, self._dependencies)
-        done = self._layers[before] if before is not None else {}
+    def _add(self, one: Pass, batches: _Batches, before: _Batches | None) -> None:
+        task = _pass_tasks(one, batches.name, self._layers, self._dependencies)
         layer: Layer = {}
-        for tile in map(one.grid.tile, one.block_ids):
-            needed = [(before, n) for n in one.needs(tile)] if one.needs is not None else []
-            layer[name, tile.block_id] = task((name, tile.block_id), tile, [key for key in needed if key in done])
-        self._dependencies[name] = set(self._layers)
-        self._layers[name] = layer
+        for key, batch in batches:
+            needs = [one.needs(one.grid.tile(n)) for n in batch] if one.needs is not None else []
+            needed = dict.fromkeys(before.key(n) for tiles in needs for n in tiles) if before is not None else {}
+            layer[key] = task(key, _each, batch, [key for key in needed if key is not None])
+        self._dependencies[batches.name] = set(self._layers)
+        self._layers[batches.name] = layer
 
 
 def map_tiles(
@@ -355,7 +368,7 @@ def array_of_tiles(one: Pass, dtype: np.dtype[Any]) -> da.Array:
             shape = tuple(c[i] for c, i in zip(one.grid.chunks, index, strict=True))
             blocks[key] = Task(key, np.zeros, shape, dtype)
         else:
-            blocks[key] = task(key, one.grid.tile(number), [])
+            blocks[key] = task(key, _only, (number,), [])
     dependencies[name] = set(layers)
     layers[name] = blocks
     return da.Array(HighLevelGraph(layers, dependencies), name, one.grid.chunks, dtype=dtype)
@@ -363,21 +376,25 @@ def array_of_tiles(one: Pass, dtype: np.dtype[Any]) -> da.Array:
 
 def _pass_tasks(
     one: Pass, name: str, layers: dict[str, Any], dependencies: dict[str, set[str]]
-) -> Callable[[Any, Tile, Sequence[Any]], Task]:
-    """What makes the task of a tile: ``(key, tile, keys to wait for) -> task``; adds to the graph what all share."""
+) -> Callable[[Any, Callable[..., Any], tuple[int, ...], Sequence[Any]], Task]:
+    """What makes the task of some tiles: ``(key, way, tiles, keys to wait for) -> task``.
+
+    It adds to the graph what all tasks share.
+    """
     shared = f"function-{name}"
-    layers[shared] = {shared: DataNode(shared, one.function)}
+    layers[shared] = {shared: DataNode(shared, functools.partial(_on_tile, one.function, one.grid))}
     dependencies[shared] = set()
     givers = [
         (_giver(source.image, f"pieces{number}-{name}", layers, dependencies), source.region)
         for number, source in enumerate(one.inputs)
     ]
 
-    def task(key: Any, tile: Tile, after: Sequence[Any]) -> Task:
-        blocks = [block(tile, region(tile)) for block, region in givers]
+    def task(key: Any, way: Callable[..., Any], batch: tuple[int, ...], after: Sequence[Any]) -> Task:
+        tile = one.grid.tile(batch[0]) if givers else None
+        blocks = [block(tile, region(tile)) for block, region in givers] if tile is not None else []
         if after:
-            return Task(key, _after, List(*map(TaskRef, after)), _call, TaskRef(shared), tile, *blocks)
-        return Task(key, _call, TaskRef(shared), tile, *blocks)
+            return Task(key, _unless_failed, List(*map(TaskRef, after)), way, TaskRef(shared), batch, *blocks)
+        return Task(key, way, TaskRef(shared), batch, *blocks)
 
     return task
 
@@ -473,8 +490,68 @@ def _without_block(function: Callable[[Tile, None], Any], tile: Tile) -> Any:
     return function(tile, None)
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
+class _Batches:
+    """The tiles of a step, in as many tasks as a scheduler bears; the key of a task has the number of its first tile.
+
+    Attributes
+    ----------
+    size : int
+        Tiles in a task.
+    """
+
+    def __init__(self, name: str, block_ids: Sequence[int], size: int | None = None) -> None:
+        self.name = name
+        self.block_ids = block_ids
+        self.size = size if size is not None else batch_size(block_ids)
+
+    def __iter__(self) -> Iterator[tuple[tuple[str, int], tuple[int, ...]]]:
+        for begin in range(0, len(self.block_ids), self.size):
+            batch = tuple(self.block_ids[begin : begin + self.size])
+            yield (self.name, batch[0]), batch
+
+    def key(self, block_id: int) -> tuple[str, int] | None:
+        """The key of the task of a tile; None for a tile that is not one of these."""
+        place = self._places.get(block_id)
+        return None if place is None else (self.name, self.block_ids[place - place % self.size])
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        return {block_id: place for place, block_id in enumerate(self.block_ids)}
+
+
+def batch_size(block_ids: Sequence[int]) -> int:
+    """How many of some tiles are one task, where tasks read their blocks themselves."""
+    return max(-(-len(block_ids) // _MOST_TASKS), 1)
+
+
+def _errors_of(stage: Callable[..., Any], run: Any, batch: tuple[int, ...], *blocks: Any) -> list[Any]:
+    """Stage some tiles; returns what is wrong with those that failed."""
+    return [error for error in (stage(run, block_id, *blocks) for block_id in batch) if error is not None]
+
+
+def _scanned(scan: Callable[..., Any], run: Any, batch: tuple[int, ...], errors: list[list[Any]]) -> Any:
+    return scan(run, batch, _flat(errors))
+
+
+def _finish(_union: object, finish: Callable[[Any, int], Any], run: Any, batch: tuple[int, ...]) -> None:
+    for number in batch:
+        finish(run, number)
+
+
+def _on_tile(function: Callable[..., Any], grid: TileGrid, number: int, *blocks: Any) -> Any:
+    return function(grid.tile(number), *blocks)
+
+
+def _each(function: Callable[..., Any], batch: tuple[int, ...], *blocks: Any) -> list[Any]:
+    return [function(number, *blocks) for number in batch]
+
+
+def _only(function: Callable[..., Any], batch: tuple[int, ...], *blocks: Any) -> Any:
+    return function(batch[0], *blocks)
+
+
+def _flat(values: Sequence[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(values))
 
 
 def _giver(
@@ -499,25 +576,30 @@ def _scan_layer(
     steps: Steps,
     run: TaskRef,
     name: str,
-    stage_name: str,
-    block_ids: Sequence[int],
+    staged: _Batches,
     neighbours: Callable[[int], Sequence[int]],
 ) -> Layer:
-    chosen = set(block_ids)
     layer: Layer = {}
-    size = min(max(len(block_ids) // _SCAN_TASKS, 1), _SCAN_TILES)
-    for number, begin in enumerate(range(0, len(block_ids), size)):
-        batch = tuple(block_ids[begin : begin + size])
-        needed = dict.fromkeys(batch)
-        for block_id in batch:
-            needed.update(dict.fromkeys(n for n in neighbours(block_id) if n in chosen))
-        after = List(*(TaskRef((stage_name, n)) for n in needed))
+    tiles = staged.block_ids
+    size = max(min(max(len(tiles) // _SCAN_TASKS, 1), _SCAN_TILES), staged.size)
+    for number, begin in enumerate(range(0, len(tiles), size)):
+        batch = tuple(tiles[begin : begin + size])
+        needed = dict.fromkeys(staged.key(n) for block_id in batch for n in (block_id, *neighbours(block_id)))
+        after = List(*(TaskRef(one) for one in needed if one is not None))
         key = (name, number)
-        layer[key] = Task(key, _after, after, steps.scan, run, batch)
+        layer[key] = Task(key, _scanned, steps.scan, run, batch, after)
     return layer
 
 
 def _after(_barrier: object, function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _unless_failed(before: Sequence[list[Any]], function: Callable[..., Any], *args: Any) -> Any:
+    """The values of a task, or the error of a tile that it needs."""
+    for error in _flat(before):
+        if isinstance(error, TileError):
+            return [error]
     return function(*args)
 
 

@@ -309,6 +309,7 @@ class StageOwner(Keeper):
         self.manifest = manifest
         self.keep = keep
         self.leased = leased and not keep
+        self._outlived = leased
         if keep:
             self._finalizer.detach()
 
@@ -332,8 +333,8 @@ class StageOwner(Keeper):
         """Hold on: the array may be computed again."""
 
     def __reduce__(self) -> tuple[Callable[..., Holder], tuple[Any, ...]]:
-        if self.leased and self._finalizer.alive:
-            # Tasks in other processes must find that the stage has an owner, or the last of them would remove it.
+        if self._outlived and (self.keep or self._finalizer.alive):
+            # Tasks in other processes must find the stage, and that it has an owner: the last of them would remove it.
             self.hold(self.manifest)
         return Ticket, (self.stage, self.leased)
 

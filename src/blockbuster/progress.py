@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from dask.callbacks import Callback
@@ -24,7 +24,7 @@ _UNFINISHED = {"waiting", "queued", "no-worker", "processing", "erred"}
 
 
 @contextlib.contextmanager
-def shown(progress: Progress, scheduler: Scheduler, keys: set[str], total: int) -> Iterator[None]:
+def shown(progress: Progress, scheduler: Scheduler, keys: Mapping[str, int], total: int) -> Iterator[None]:
     """Report the tasks of some steps as they are done.
 
     Parameters
@@ -33,17 +33,18 @@ def shown(progress: Progress, scheduler: Scheduler, keys: set[str], total: int) 
         True for a bar on the terminal or in the notebook; a callable gets ``(done, total)``.
     scheduler : Scheduler
         What runs the tasks.
-    keys : set of str
-        Names of the keys to count.
+    keys : mapping of str to int
+        Names of the keys to count, and how many tiles each is.
     total : int
-        How many there are.
+        How many tiles there are.
     """
     if not progress:
         yield
         return
     with _reporter(progress, total) as report:
         watch = _watched_client if scheduler.client is not None else _watched_tasks
-        with watch(scheduler, keys, report):
+        # The last batch may be smaller than the others.
+        with watch(scheduler, keys, lambda done: report(min(done, total))):
             yield
         report(total)
 
@@ -62,13 +63,13 @@ def _reporter(progress: Progress, total: int) -> Iterator[Callable[[int], None]]
 
 
 @contextlib.contextmanager
-def _watched_tasks(_scheduler: Scheduler, keys: set[str], report: Callable[[int], None]) -> Iterator[None]:
+def _watched_tasks(_scheduler: Scheduler, keys: Mapping[str, int], report: Callable[[int], None]) -> Iterator[None]:
     done = 0
 
     def count(key: Any, *_rest: object) -> None:
         nonlocal done
         if isinstance(key, tuple) and key[0] in keys:
-            done += 1
+            done += keys[key[0]]
             report(done)
 
     with Callback(posttask=count):
@@ -76,7 +77,7 @@ def _watched_tasks(_scheduler: Scheduler, keys: set[str], report: Callable[[int]
 
 
 @contextlib.contextmanager
-def _watched_client(scheduler: Scheduler, keys: set[str], report: Callable[[int], None]) -> Iterator[None]:
+def _watched_client(scheduler: Scheduler, keys: Mapping[str, int], report: Callable[[int], None]) -> Iterator[None]:
     client = scheduler.client
     assert client is not None
     stop = threading.Event()
@@ -85,7 +86,7 @@ def _watched_client(scheduler: Scheduler, keys: set[str], report: Callable[[int]
         done = 0
         while not stop.wait(_INTERVAL):
             # The scheduler forgets a step once all that needs it is done: never count back.
-            done = max(done, client.run_on_scheduler(_finished_tasks, keys=keys))
+            done = max(done, client.run_on_scheduler(_finished_tiles, keys=dict(keys)))
             report(done)
 
     thread = threading.Thread(target=watch, name="blockbuster-progress", daemon=True)
@@ -97,9 +98,11 @@ def _watched_client(scheduler: Scheduler, keys: set[str], report: Callable[[int]
         thread.join()
 
 
-def _finished_tasks(keys: set[str], dask_scheduler: Any = None) -> int:
-    groups = [dask_scheduler.task_groups[key] for key in keys if key in dask_scheduler.task_groups]
-    return sum(n for group in groups for state, n in group.states.items() if state not in _UNFINISHED)
+def _finished_tiles(keys: dict[str, int], dask_scheduler: Any = None) -> int:
+    groups = [
+        (dask_scheduler.task_groups[key], size) for key, size in keys.items() if key in dask_scheduler.task_groups
+    ]
+    return sum(n * size for group, size in groups for state, n in group.states.items() if state not in _UNFINISHED)
 
 
 def show_lines(verbose: bool) -> None:

@@ -24,7 +24,7 @@ from blockbuster.destination import (
 )
 from blockbuster.encoding import new_encoding
 from blockbuster.errors import LabelOverflowError, ParameterError, SchedulerError
-from blockbuster.graph import RunGraph, Steps, array_of, compute_arrays, compute_value, run_graph, scalar_of
+from blockbuster.graph import RunGraph, Steps, array_of, batch_size, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
 from blockbuster.outputs import Output, chunks_within, consolidate, format_of, plan_output
@@ -46,6 +46,7 @@ from blockbuster.steps import (
     unite,
     write_block,
 )
+from blockbuster.tasks import computing
 from blockbuster.thresholds import sample_tiles
 from blockbuster.unions import Numbering
 
@@ -64,6 +65,8 @@ class Plan:
         What tells two runs apart besides image, function, grid and rules; values as words.
     empty_threshold : float, "otsu" or None
         Skip tiles whose maximum does not exceed it; "otsu": that of a sample.
+    retries : int
+        How often a tile that fails is tried again.
     """
 
     operation: str
@@ -79,6 +82,7 @@ class Plan:
     parameters: dict[str, str]
     empty_threshold: float | Literal["otsu"] | None = None
     use_gpu: bool = False
+    retries: int = 0
 
     @property
     def tiles(self) -> Sequence[int]:
@@ -139,9 +143,11 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     array, count = array_of(graph, plan.grid, plan.tiles, plan.dtype), scalar_of(graph, _n_objects)
     if not to.compute:
         return Outcome(array, count)
-    keys, total = {graph.key("stage"), graph.key("labels")}, len(plan.tiles) + max(plan.grid.n_tiles, 1)
+    keys = {graph.key("stage"): graph.batch, graph.key("labels"): 1}
+    total = len(plan.tiles) + max(plan.grid.n_tiles, 1)
+    grids = {graph.key("stage"): (plan.grid, "the function")}
     with run_now(owner, scheduler, None), shown(to.progress, scheduler, keys, total):
-        labels, n_objects = compute_arrays(array, count)
+        labels, n_objects = computing(lambda: compute_arrays(array, count), owner.stage, scheduler, grids)
         return Outcome(labels, int(n_objects))
 
 
@@ -160,7 +166,9 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     job = _job(plan, to, owner.stage, manifest, scheduler, output)
     graph = _graph(plan, job, owner, scheduler)
     numbers = _final_numbers(plan, job.final_grid)
-    keys, total = {graph.key("stage"), graph.key("finish")}, len(plan.tiles) + len(numbers)
+    keys = {graph.key("stage"): graph.batch, graph.key("finish"): batch_size(numbers)}
+    total = len(plan.tiles) + len(numbers)
+    grids = {graph.key("stage"): (plan.grid, "the function"), graph.key("finish"): (job.final_grid, "writing")}
     chunks = chunks_within(plan.grid)
     encoding = new_encoding(plan.grid.shape, zarr_format=format_of(to.root), axes=plan.image.axes, chunks=chunks)
     with run_now(owner, scheduler, output, (LabelOverflowError,)):
@@ -171,7 +179,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
         output.create(plan.grid.shape, plan.dtype, encoding)
         check_visible(scheduler, "output", output.partial, "write_to")
         with shown(to.progress, scheduler, keys, total):
-            report: Report = compute_value(graph, numbers)
+            report: Report = computing(lambda: compute_value(graph, numbers), owner.stage, scheduler, grids)
         output.annotate({"blockbuster": provenance(manifest, plan.dtype, report=asdict(report))})
         output.commit(overwrite=to.overwrite)
         discard_others(owner.stage, output)
@@ -251,6 +259,7 @@ def _job(
         mask=_stored(plan.mask),
         has_mask=plan.mask is not None,
         empty_threshold=None if plan.empty_threshold == "otsu" else plan.empty_threshold,
+        retries=plan.retries,
         use_gpu=plan.use_gpu,
         on_cluster=scheduler.client is not None,
         verbose=to.verbose,

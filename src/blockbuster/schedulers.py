@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import dask.multiprocessing
 import dask.threaded
 from dask.base import compute, get_scheduler
 
-from blockbuster.errors import BlockbusterError, SchedulerError, StageError
+from blockbuster.errors import Attempt, BlockbusterError, SchedulerError, StageError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -32,7 +33,9 @@ __all__ = [
     "computed",
     "gpu_slots",
     "in_worker",
+    "is_on_cluster",
     "results_of",
+    "why_lost",
 ]
 
 # Seconds between two looks at whether a cluster can still do its work.
@@ -103,8 +106,11 @@ def active_scheduler() -> Scheduler:
 
 def in_worker() -> bool:
     """Whether this is a worker, whose errors are pickled: one in the process of its client as well."""
-    if multiprocessing.parent_process() is not None:
-        return True
+    return multiprocessing.parent_process() is not None or is_on_cluster()
+
+
+def is_on_cluster() -> bool:
+    """Whether this is a task of a distributed worker."""
     try:
         from distributed import get_worker
 
@@ -218,6 +224,23 @@ def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
         return results
     finally:
         client.cancel(futures)
+
+
+def why_lost(scheduler: Scheduler, attempts: Sequence[Attempt]) -> list[str]:
+    """What nannies and the cluster say of processes that were lost."""
+    client = scheduler.client
+    if client is None:
+        return []
+    logs: dict[str, Any] = client.get_worker_logs(nanny=True)
+    lines = [line for log in logs.values() if isinstance(log, list | tuple) for _, line in log]
+    found: list[str] = []
+    for attempt in attempts:
+        about = re.compile(rf"\b(?:process|pid=)\s?{attempt.pid}\b")
+        found.extend(f"{attempt}: {line}" for line in lines if about.search(line))
+    tell = getattr(client.cluster, "fate", None)
+    jobs = dict.fromkeys(attempt.job_id for attempt in attempts if attempt.job_id)
+    fates = [tell(job_id) for job_id in jobs] if tell is not None else []
+    return list(dict.fromkeys([*found, *filter(None, fates)]))
 
 
 def trouble_of(client: Client) -> BlockbusterError | None:

@@ -172,7 +172,7 @@ class _Watch:
     def fate(self, job_id: str) -> str | None:
         """What SLURM says of a job that has ended, and the last lines of its log."""
         state = job_states([job_id]).get(job_id) or self._states.get(job_id)
-        return None if state is None else f"SLURM says that {state}.{self._tail(job_id)}"
+        return f"SLURM says that {state}.{self._tail(job_id)}" if state is not None and state.has_ended else None
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL):

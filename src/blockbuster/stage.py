@@ -8,6 +8,8 @@
         tiles/0000/000007.tile    one record per finished tile: counts, slabs, labels
         table/                    final ids; its json is written last
         int32/0000/000007         marks regions of an output that are written
+        attempts/0000/000007.0    who is at work on a tile, or was when it died
+        failed/0000/000007        tiles on which the function failed
 
 A record is written under another name and then renamed: a tile is done if and only if its record is there, whole, and
 matches its checksums. Every write may happen twice. Files on one shared file system are all that workers share.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import json
 import os
 import socket
@@ -25,13 +28,14 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import DTypeLike, NDArray
 
-from blockbuster.errors import StageError
+from blockbuster.errors import Attempt, StageError
 from blockbuster.files import remove_folder, write_whole
 from blockbuster.unions import Table, TableOutline
 
@@ -165,6 +169,64 @@ class Stage:
         """Take everything noted in one folder for undone."""
         remove_folder(self._at(folder))
 
+    # Tiles that are not finished
+
+    def begin_attempt(self, block_id: int, most: int) -> str | None:
+        """Note that this process is at work on a tile; None where `most` have been so before, and have never ended.
+
+        Returns
+        -------
+        mark : str or None
+            For `end_attempt`.
+        """
+        who = Attempt(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID", ""))
+        for number in range(most):
+            path = self._numbered("attempts", f"{block_id:06d}.{number}", block_id)
+            with self._writing():
+                if self._make_mark(path, json.dumps(who).encode()):
+                    return path
+        return None
+
+    def _make_mark(self, path: str, data: bytes) -> bool:
+        """Write a new file; False where there is one."""
+        if not os.path.isdir(os.path.dirname(path)):
+            self.require()
+            self._make_folders(path)
+        try:
+            with open(path, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
+        return True
+
+    def end_attempt(self, mark: str) -> None:
+        """Note that the process lives and is at work on the tile no more."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(mark)
+
+    def attempts(self, block_id: int | None = None) -> list[Attempt]:
+        """Who is, or was when it died, at work on one tile, or on any."""
+        names = "*/*.*" if block_id is None else f"{block_id // _PER_FOLDER:04d}/{block_id:06d}.*"
+        found = []
+        for path in sorted(glob.glob(names, root_dir=self._at("attempts"))):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                found.append(Attempt(*json.loads(Path(self._at("attempts"), path).read_bytes())))
+        return found
+
+    def note_failure(self, block_id: int) -> int:
+        """Note that the function failed on a tile; returns on how many it did."""
+        self._write_numbered("failed", f"{block_id:06d}", block_id, b"")
+        return sum(len(names) for _, _, names in os.walk(self._at("failed")))
+
+    def forgive(self) -> None:
+        """Forget who failed: the run is tried again."""
+        self.forget("attempts")
+        self.forget("failed")
+
     # The table
 
     def write_table(self, table: Table) -> None:
@@ -172,7 +234,7 @@ class Stage:
         with self._writing():
             os.makedirs(self._at("table"), exist_ok=True)
             for name, array in table.arrays().items():
-                write_whole(self._at(f"table/{name}"), array.tobytes())
+                write_whole(self._at(f"table/{name}"), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             write_whole(self._at("table/table.json"), json.dumps(table.facts()).encode())
 
     def lookup(self, block_id: int, dtype: DTypeLike) -> NDArray[Any]:
@@ -210,11 +272,14 @@ class Stage:
             write_whole(path, data)
         except FileNotFoundError:
             self.require()
-            # Not "makedirs": a stage that is removed in between stays removed.
-            for missing in (self._at(folder), os.path.dirname(path)):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(missing)
+            self._make_folders(path)
             write_whole(path, data)
+
+    def _make_folders(self, path: str) -> None:
+        # Not "makedirs": a stage that is removed in between stays removed.
+        for missing in (os.path.dirname(os.path.dirname(path)), os.path.dirname(path)):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(missing)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from blockbuster.schedulers import gpu_slots
 from blockbuster.scratch import scratch
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord
-from blockbuster.tasks import blaming
+from blockbuster.tasks import attempting, blaming, first_of, kept_back
 from blockbuster.thresholds import otsu, thinned
 from blockbuster.unions import Numbering, ScanPart, make_table
 
@@ -92,6 +92,8 @@ class Job:
         Regions of the last step: the tiles, or the chunks of an output where tiles are irregular.
     empty_threshold : float or None
         Tiles whose maximum does not exceed it are empty.
+    retries : int
+        How often a tile that fails is tried again.
     use_gpu, on_cluster : bool
         Whether a tile needs a GPU, and whether that is one of a worker of a cluster.
     holder : Keeper or Ticket
@@ -110,6 +112,7 @@ class Job:
     mask: StoredImage | None
     has_mask: bool
     empty_threshold: float | None
+    retries: int
     use_gpu: bool
     on_cluster: bool
     verbose: bool
@@ -144,6 +147,13 @@ class Report:
     empty_threshold: float | None
     n_labels: int
     n_reaching: int
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What is wrong with some tiles, in place of what a scan of them would have found."""
+
+    errors: tuple[TileError, ...]
 
 
 # The steps
@@ -182,29 +192,31 @@ def _step(function: Callable[Concatenate[Job, P], T]) -> Callable[Concatenate[Jo
 
 
 @_step
-def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> None:
-    """Label one padded tile, and keep its labels and slabs."""
+def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> TileError | None:
+    """Label one padded tile, and keep its labels and slabs; returns what is wrong with it, for the others to go on."""
     if job.stage.has_tile(block_id):
-        return
+        return None
     tile = job.grid.tile(block_id)
-    block, mask = _inputs(job, tile, blocks)
     if job.verbose:
         show_lines(job.verbose)
         logger.info("tile %s of %s, region %s", tile.index, job.grid.numblocks, tile.padded)
-    if _is_empty(job, block):
-        _keep(job, tile, {"n": 0, "skipped": 1}, {})
-        return
-    with blaming(tile, "the function"), _with_gpu(job):
-        made = _checked(job.kernel(block, mask), block.shape)
-    del block, mask
+    try:
+        with attempting(job.stage, tile, block_id):
+            made = _labelled(job, tile, blocks)
+    except TileError as error:
+        return kept_back(job.stage, block_id, error)
     with blaming(tile, "staging"):
-        counts, arrays = _record(job, tile, made)
-        _keep(job, tile, counts, arrays)
+        counts, arrays = ({"n": 0, "skipped": 1}, {}) if made is None else _record(job, tile, made)
+        job.stage.write_tile(block_id, counts, arrays)
+    return None
 
 
 @_step
-def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
+def scan(job: Job, block_ids: tuple[int, ...], staged: Sequence[TileError | None]) -> ScanPart | Failures:
     """Compare the slabs of some tiles with those of their neighbours: reads no labels."""
+    errors = [error for error in staged if error is not None]
+    if errors:
+        return Failures(tuple(errors))
     records: Records = functools.lru_cache(maxsize=4 * len(block_ids) + 64)(job.stage.tile)
     own = [records(block_id) for block_id in block_ids]
     seams: list[tuple[int, int, int]] = []
@@ -227,8 +239,12 @@ def scan(job: Job, block_ids: tuple[int, ...]) -> ScanPart:
 
 
 @_step
-def unite(job: Job, parts: list[ScanPart]) -> Report:
-    """Make the table of final ids."""
+def unite(job: Job, scanned: list[ScanPart | Failures]) -> Report:
+    """Make the table of final ids, if no tile failed."""
+    errors = [error for part in scanned if isinstance(part, Failures) for error in part.errors]
+    if errors:
+        raise first_of(errors)
+    parts = [part for part in scanned if isinstance(part, ScanPart)]
     table = make_table(parts, job.grid.n_tiles, numbering=job.numbering, dtype=job.dtype)
     job.stage.write_table(table)
     report = Report(
@@ -266,6 +282,23 @@ def write_block(job: Job, number: int) -> None:
 
 
 # Parts of steps
+
+
+def _labelled(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> TileLabels | None:
+    """What the kernel makes of a tile, tried again where it fails; None for one that is empty."""
+    for left in reversed(range(job.retries + 1)):
+        try:
+            # A function may have written to its block: each try has its own.
+            block, mask = _inputs(job, tile, blocks)
+            if _is_empty(job, block):
+                return None
+            with blaming(tile, "the function"), _with_gpu(job):
+                return _checked(job.kernel(block, mask), block.shape)
+        except TileError as error:
+            if not left:
+                raise
+            logger.warning("%s. It is tried again, up to %d times.", error, left)
+    raise AssertionError("no try was made")
 
 
 def _inputs(job: Job, tile: Tile, blocks: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -384,11 +417,6 @@ def _counts(records: Sequence[TileRecord], name: str) -> NDArray[np.int64]:
 
 def _first_of(records: Sequence[TileRecord]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *(r.array("first") for r in records if r.counts["n"])])
-
-
-def _keep(job: Job, tile: Tile, counts: dict[str, int], arrays: dict[str, NDArray[Any]]) -> None:
-    with blaming(tile, "staging"):
-        job.stage.write_tile(tile.block_id, counts, arrays)
 
 
 def _labelled_tiles(job: Job, region: Tile) -> list[tuple[Tile, TileRecord]]:

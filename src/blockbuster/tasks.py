@@ -1,15 +1,32 @@
-"""What every task on a tile does: say where it failed."""
+"""What every task on a tile does: say where it failed, where it is at work, and whether others may go on."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
-from blockbuster.errors import TileError
-from blockbuster.grid import Tile
-from blockbuster.schedulers import in_worker
+from filelock import FileLock
 
-__all__ = ["blaming"]
+from blockbuster.errors import StageError, TileError
+from blockbuster.grid import Tile, TileGrid
+from blockbuster.schedulers import Scheduler, in_worker, is_on_cluster
+from blockbuster.stage import Stage
+
+__all__ = ["attempting", "blaming", "computing", "first_of", "kept_back"]
+
+T = TypeVar("T")
+
+# Processes that a tile may cost before it is no longer tried: as many as dask gives a task.
+_ATTEMPTS = 3
+# Tiles that may fail before a run gives up, when no more than these have been finished.
+_FAILURES = 3
+_TOLD = 20
+
+_one_suspect = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -22,3 +39,120 @@ def blaming(tile: Tile, step: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - raised again with its place
         made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker())
         raise made from made.__cause__
+
+
+@contextlib.contextmanager
+def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[None]:
+    """Note in the stage that a tile is worked on: what ends its process leaves no other trace.
+
+    Parameters
+    ----------
+    number : int
+        The tile's in the journal.
+
+    Raises
+    ------
+    TileError
+        If the process that worked on the tile was lost too often.
+    """
+    with blaming(tile, "staging"):
+        mark = stage.begin_attempt(number, 1)
+    if mark is not None:
+        with _ending(stage, mark):
+            yield
+        return
+    with _alone(stage):
+        with blaming(tile, "staging"):
+            mark = stage.begin_attempt(number, _ATTEMPTS)
+        if mark is None:
+            raise TileError.lost(tile.index, tile.padded, stage.attempts(number))
+        with _ending(stage, mark):
+            yield
+
+
+@contextlib.contextmanager
+def _ending(stage: Stage, mark: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        stage.end_attempt(mark)
+
+
+def _alone(stage: Stage) -> contextlib.AbstractContextManager[object]:
+    """Lets one tile at a time be tried again that was at work when its process was lost.
+
+    The others that were so at the same time are innocent: were they tried beside it again, they would be lost with it
+    again, and blamed. A pool of processes ends as a whole, a worker of a cluster by itself.
+    """
+    return _one_suspect if is_on_cluster() else FileLock(os.path.join(stage.path, "suspects.lock"), poll_interval=0.02)
+
+
+def kept_back(stage: Stage, number: int, error: TileError) -> TileError:
+    """The error of one tile, to be told when the others are finished.
+
+    It is raised at once where the stage is what fails, or failing is the rule.
+    """
+    if isinstance(error.__cause__, StageError):
+        raise error
+    # Frames keep the run, and with it the stage, for as long as the error is kept; a pickled error tells them in words.
+    error.__traceback__ = None
+    error.__context__ = error.__cause__
+    if error.__cause__ is not None and in_worker():
+        error.__cause__.__traceback__ = None
+    n_failed = stage.note_failure(number)
+    if n_failed >= _FAILURES and n_failed > stage.n_tiles():
+        raise error
+    return error
+
+
+def computing(
+    compute: Callable[[], T], stage: Stage, scheduler: Scheduler, grids: Mapping[str, tuple[TileGrid, str]]
+) -> T:
+    """What a graph comes to, though processes are lost on the way.
+
+    Parameters
+    ----------
+    grids : mapping
+        For each name of keys that are numbered as tiles: the grid, and the step.
+
+    Raises
+    ------
+    TileError
+        In place of dask's own error, if workers are lost too often over one tile.
+    """
+    n_known = 0
+    while True:
+        try:
+            return compute()
+        except BrokenProcessPool:
+            # A pool ends with one of its processes. Its tiles are tried again in a new one, while that tells more.
+            n_lost = len(stage.attempts())
+            if scheduler.kind != "processes" or n_lost <= n_known:
+                raise
+            n_known = n_lost
+        except Exception as error:
+            name, number = _killing_task(error)
+            if name not in grids:
+                raise
+            grid, step = grids[name]
+            tile = grid.tile(number)
+            raise TileError.of(tile.index, tile.padded, step, error, leaves_process=False) from error
+
+
+def _killing_task(error: Exception) -> tuple[str, int]:
+    """The key over which a cluster has lost too many workers; none for any other error."""
+    from distributed import KilledWorker
+
+    key: Any = error.task if isinstance(error, KilledWorker) else None
+    return key if isinstance(key, tuple) and len(key) == 2 else ("", 0)
+
+
+def first_of(errors: Iterable[TileError]) -> TileError:
+    """The error of the first tile that failed, which tells of the others."""
+    found = {(error.tile, str(error)): error for error in errors}
+    first, *others = (found[key] for key in sorted(found))
+    if others:
+        names = ", ".join(str(error.tile) for error in others[:_TOLD])
+        more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
+        first.add_note(f"{len(others)} other tiles failed as well: {names}{more}.")
+    return first

@@ -65,6 +65,7 @@ def tile_process(
     merge: Merge = "touching",
     dtype: DTypeLike = "int32",
     block_ids: Sequence[int] | None = None,
+    retries: int = 0,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Any:
@@ -128,6 +129,9 @@ def tile_process(
         Of the labels, an integer type.
     block_ids : sequence of int, optional
         Row-major numbers of the tiles to work on; the others are 0 in the result.
+    retries : int, default 0
+        How often a tile is tried again where reading it or `fn` fails, before it counts as failed: for functions that
+        fail by chance, such as those that share a GPU.
     resume : bool, default False
         Go on with the stopped run of the same image, `fn` and parameters; `fn` is called for tiles that were not
         finished only. Starts a new run where there is none to go on with.
@@ -145,7 +149,9 @@ def tile_process(
     GeometryError, ParameterError, ImageError, OutputExistsError, OutputError, ResumeError, SchedulerError
         Before the first task: for options that do not fit the image or the scheduler.
     TileError
-        If `fn` fails on a tile, or returns no integers of its shape; names the tile and has the original as its cause.
+        If `fn` fails on a tile, or returns no integers of its shape, or ends its process three times; names the tile
+        and has the original as its cause. The other tiles are finished first, and kept for ``resume=True``, unless more
+        fail than succeed.
     LabelOverflowError
         If there are more objects than `dtype` can number; nothing final is written then.
 
@@ -189,6 +195,7 @@ def tile_process(
         parameters={"empty_threshold": repr(threshold)},
         empty_threshold=threshold,
         use_gpu=use_gpu,
+        retries=_check_retries(retries),
     )
     to = Destination(
         write_to=write_to,
@@ -354,6 +361,12 @@ def _padded_blocks(labeled: Any, overlap: int | Sequence[int], halo: tuple[int, 
 def _core_extents(chunks: Sequence[int], overlap: int) -> tuple[int, ...]:
     last = len(chunks) - 1
     return tuple(c - overlap * ((i > 0) + (i < last)) for i, c in enumerate(chunks))
+
+
+def _check_retries(retries: Any) -> int:
+    if isinstance(retries, bool) or not isinstance(retries, int | np.integer) or retries < 0:
+        raise ParameterError(f"retries {retries!r} is no int of at least 0.")
+    return int(retries)
 
 
 def _empty_threshold(skip_empty: bool, threshold: float | None) -> float | Literal["otsu"] | None:

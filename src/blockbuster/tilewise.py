@@ -36,7 +36,7 @@ from blockbuster.destination import (
     target_name,
 )
 from blockbuster.encoding import Encoding, ZarrFormat
-from blockbuster.errors import GeometryError, OutputError
+from blockbuster.errors import GeometryError, OutputError, TileError
 from blockbuster.graph import Input, Pass, PassesGraph, array_of_tiles, compute_arrays, map_tiles
 from blockbuster.grid import Region, Tile, TileGrid, region_shape
 from blockbuster.outputs import Members, Output, Part, Patch, consolidate, plan_output
@@ -47,7 +47,7 @@ from blockbuster.scratch import scratch
 from blockbuster.sources import Image, StoredImage, from_store, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.stores import StoreRef
-from blockbuster.tasks import blaming
+from blockbuster.tasks import attempting, blaming, computing, first_of, kept_back
 
 __all__ = ["ArrayPlan", "Kernel", "TilePlan", "make_array", "make_store"]
 
@@ -181,13 +181,13 @@ def make_array(plan: TilePlan, to: Destination) -> Any:
     if to.write_to is not None:
         make_store(plan, to)
         return lazy_store(to.root, to.component)
+    scheduler = active_scheduler()
     (array,) = plan.arrays
     work = _work(plan, array, 0)
     lazy = array_of_tiles(_pass(plan, array, work, work.block), array.dtype)
     if not to.compute:
         return lazy
-    scheduler = active_scheduler()
-    with shown(to.progress, scheduler, {lazy.name}, len(plan.tiles(array))):
+    with shown(to.progress, scheduler, {lazy.name: 1}, len(plan.tiles(array))):
         (made,) = compute_arrays(lazy)
     return made
 
@@ -201,13 +201,13 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
         Says where they go, checked. Default: to a new array or group, or into the array that a mask or some tiles of it
         are to change.
     """
+    scheduler = active_scheduler()
     manifest = plan.manifest(target_name(to, None, plan.operation))
     sweep_around(to, manifest)
     if done_before(to, manifest, None) is not None:
         consolidate(to.root)
         return
     output = place() if place is not None else _place(plan, to)
-    scheduler = active_scheduler()
     owner = stage_for(to, plan.home, manifest)
     # What is begun as one kind of output is not gone on with as another.
     output = replace(output, partial=partial_of(owner.stage, output, f"{plan.operation}-{type(output).__name__}"))
@@ -229,8 +229,12 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
         works = list(_works(plan, output, owner.stage, to.verbose))
         passes = [_pass(plan, array, work, work.write) for array, work in zip(plan.arrays, works, strict=True)]
         graph = PassesGraph(passes)
-        with shown(to.progress, scheduler, graph.keys, sum(len(one.block_ids) for one in passes)):
-            graph.compute()
+        grids = {key: (grid, "the function") for key, grid in graph.grids.items()}
+        with shown(to.progress, scheduler, graph.batches, sum(len(one.block_ids) for one in passes)):
+            made = computing(graph.compute, owner.stage, scheduler, grids)
+            errors = [error for error in made if error is not None]
+            if errors:
+                raise first_of(errors)
         if plan.verify:
             _verify(plan, works, passes)
         facts = dict(plan.finish(output)) if plan.finish is not None else {}
@@ -329,34 +333,56 @@ class _Work:
             return np.zeros(tile.shape, self.dtype)
         return np.where(inside, self._made(tile, blocks), np.zeros((), self.dtype))
 
-    def write(self, tile: Tile, *blocks: NDArray[Any]) -> None:
-        """Write one tile, unless it is done or outside of the mask; then note it in the journal."""
+    def write(self, tile: Tile, *blocks: NDArray[Any]) -> TileError | None:
+        """Write one tile, unless it is done or outside of the mask; then note it in the journal.
+
+        Returns what is wrong with it, for the others to go on.
+        """
         assert self.output is not None
         assert self.stage is not None
         number = self.first + tile.block_id
         # A task that comes after the end of its run finds no stage, and must not make the output anew.
         self.stage.require()
         if self.stage.has_tile(number) and "merged" not in self.stage.tile(number).counts:
-            return
+            return None
         if self.verbose:
             show_lines(self.verbose)
             logger.info("%s tile %s, region %s", self.name, tile.index, tile.core)
-        inside = self._inside(tile, blocks)
-        counts = {"outside": 1}
+        try:
+            with attempting(self.stage, tile, number):
+                inside = self._inside(tile, blocks)
+                block = self._wanted(tile, inside, blocks)
+        except TileError as error:
+            return kept_back(self.stage, number, error)
+        counts = self._written(tile, inside, block)
+        with blaming(tile, "noting it"):
+            self.stage.write_tile(number, counts, {})
+        return None
+
+    def _wanted(
+        self, tile: Tile, inside: NDArray[np.bool_] | None, blocks: Sequence[NDArray[Any]]
+    ) -> NDArray[Any] | None:
+        """What is to be written; None where that is nothing, or files as they are."""
+        if self.raw is not None or (inside is not None and not inside.any()):
+            return None
+        return self._made(tile, blocks) if inside is None else self._merged(tile, inside, blocks)
+
+    def _written(self, tile: Tile, inside: NDArray[np.bool_] | None, block: NDArray[Any] | None) -> dict[str, int]:
+        """Write a tile; returns what is noted of it."""
+        assert self.output is not None
         if self.raw is not None:
             with blaming(tile, "copying chunks"):
                 self.raw.copy(tile.core)
-            counts = {}
-        elif inside is None or inside.any():
-            block = self._made(tile, blocks) if inside is None else self._merged(tile, inside, blocks)
-            with blaming(tile, "writing"):
-                self.output.write(tile.core, block, name=self.name)
-            counts = {"crc": _checksum(block)} if self.verify else {}
-            if inside is not None and self.below is not None and not inside.all():
-                # What others write there until the run is resumed would be lost: the tile is made again then.
-                counts["merged"] = 1
-        with blaming(tile, "noting it"):
-            self.stage.write_tile(number, counts, {})
+            return {}
+        if block is None:
+            return {"outside": 1}
+        with blaming(tile, "writing"):
+            self.output.write(tile.core, block, name=self.name)
+        counts = {"crc": _checksum(block)} if self.verify else {}
+        if inside is not None and self.below is not None and not inside.all():
+            # What others write there until the run is resumed would be lost: the tile is made again then.
+            counts["merged"] = 1
+        return counts
 
     def differs(self, tile: Tile, _block: object) -> bool:
         """Whether what is stored of a tile is not what was written."""
