@@ -8,7 +8,7 @@
         tiles/0000/000007.tile    one record per finished tile: counts, slabs, labels
         table/                    final ids; its json is written last
         int32/0000/000007         marks regions of an output that are written
-        attempts/0000/000007.0    who is at work on a tile, or was when it died
+        tiles/0000/000008.part0   who is at work on a tile, or was when it died; becomes the record
         failed/0000/000007        tiles on which the function failed
 
 A record is written under another name and then renamed: a tile is done if and only if its record is there, whole, and
@@ -119,13 +119,27 @@ class Stage:
 
     # Tiles
 
-    def write_tile(self, block_id: int, counts: Mapping[str, int], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a finished tile: all of it, or nothing."""
+    def write_tile(
+        self,
+        block_id: int,
+        counts: Mapping[str, int],
+        arrays: Mapping[str, NDArray[Any]],
+        mark: str | None = None,
+    ) -> None:
+        """Keep a finished tile: all of it, or nothing. The mark of the attempt becomes its record."""
         pieces: list[bytes] = []
         index = {name: _encode(array, pieces) for name, array in arrays.items()}
         header = json.dumps({"counts": dict(counts), "arrays": index}, separators=(",", ":")).encode()
         prefix = _PREFIX.pack(_MAGIC, len(header), zlib.crc32(header))
-        self._write_numbered("tiles", f"{block_id:06d}.tile", block_id, b"".join([prefix, header, *pieces]))
+        data = b"".join([prefix, header, *pieces])
+        if mark is None:
+            self._write_numbered("tiles", f"{block_id:06d}.tile", block_id, data)
+            return
+        with self._writing():
+            with open(mark, "r+b") as file:
+                file.write(data)
+                file.truncate()
+            os.replace(mark, self._numbered("tiles", f"{block_id:06d}.tile", block_id))
 
     def tile(self, block_id: int) -> TileRecord:
         """The record of a finished tile.
@@ -177,11 +191,11 @@ class Stage:
         Returns
         -------
         mark : str or None
-            For `end_attempt`.
+            For `write_tile` or `end_attempt`.
         """
         who = Attempt(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID", ""))
         for number in range(most):
-            path = self._numbered("attempts", f"{block_id:06d}.{number}", block_id)
+            path = self._numbered("tiles", f"{block_id:06d}.part{number}", block_id)
             with self._writing():
                 if self._make_mark(path, json.dumps(who).encode()):
                     return path
@@ -189,14 +203,15 @@ class Stage:
 
     def _make_mark(self, path: str, data: bytes) -> bool:
         """Write a new file; False where there is one."""
-        if not os.path.isdir(os.path.dirname(path)):
-            self.require()
-            self._make_folders(path)
         try:
             with open(path, "xb") as file:
                 file.write(data)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            self.require()
+            self._make_folders(path)
+            return self._make_mark(path, data)
         except OSError:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -210,11 +225,12 @@ class Stage:
 
     def attempts(self, block_id: int | None = None) -> list[Attempt]:
         """Who is, or was when it died, at work on one tile, or on any."""
-        names = "*/*.*" if block_id is None else f"{block_id // _PER_FOLDER:04d}/{block_id:06d}.*"
+        names = "*/*.part*" if block_id is None else f"{block_id // _PER_FOLDER:04d}/{block_id:06d}.part*"
         found = []
-        for path in sorted(glob.glob(names, root_dir=self._at("attempts"))):
+        for path in sorted(glob.glob(names, root_dir=self._at("tiles"))):
+            # One that was killed while it wrote its record has left no name.
             with contextlib.suppress(FileNotFoundError, ValueError):
-                found.append(Attempt(*json.loads(Path(self._at("attempts"), path).read_bytes())))
+                found.append(Attempt(*json.loads(Path(self._at("tiles"), path).read_bytes())))
         return found
 
     def note_failure(self, block_id: int) -> int:
@@ -224,7 +240,8 @@ class Stage:
 
     def forgive(self) -> None:
         """Forget who failed: the run is tried again."""
-        self.forget("attempts")
+        for path in glob.glob("*/*.part*", root_dir=self._at("tiles")):
+            self.end_attempt(os.path.join(self._at("tiles"), path))
         self.forget("failed")
 
     # The table

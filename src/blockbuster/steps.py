@@ -201,13 +201,13 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> TileError | No
         show_lines(job.verbose)
         logger.info("tile %s of %s, region %s", tile.index, job.grid.numblocks, tile.padded)
     try:
-        with attempting(job.stage, tile, block_id):
+        with attempting(job.stage, tile, block_id) as mark:
             made = _labelled(job, tile, blocks)
+            with blaming(tile, "staging"):
+                counts, arrays = ({"n": 0, "skipped": 1}, {}) if made is None else _record(job, tile, made)
+                job.stage.write_tile(block_id, counts, arrays, mark)
     except TileError as error:
         return kept_back(job.stage, block_id, error)
-    with blaming(tile, "staging"):
-        counts, arrays = ({"n": 0, "skipped": 1}, {}) if made is None else _record(job, tile, made)
-        job.stage.write_tile(block_id, counts, arrays)
     return None
 
 

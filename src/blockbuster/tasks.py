@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from blockbuster.errors import StageError, TileError
+from blockbuster.errors import OutputError, StageError, TileError
 from blockbuster.grid import Tile, TileGrid
 from blockbuster.schedulers import Scheduler, in_worker, is_on_cluster
 from blockbuster.stage import Stage
@@ -42,13 +42,18 @@ def blaming(tile: Tile, step: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[None]:
+def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
     """Note in the stage that a tile is worked on: what ends its process leaves no other trace.
 
     Parameters
     ----------
     number : int
         The tile's in the journal.
+
+    Yields
+    ------
+    mark : str
+        What becomes the record of the tile.
 
     Raises
     ------
@@ -59,7 +64,7 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[None]:
         mark = stage.begin_attempt(number, 1)
     if mark is not None:
         with _ending(stage, mark):
-            yield
+            yield mark
         return
     with _alone(stage):
         with blaming(tile, "staging"):
@@ -67,15 +72,16 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[None]:
         if mark is None:
             raise TileError.lost(tile.index, tile.padded, stage.attempts(number))
         with _ending(stage, mark):
-            yield
+            yield mark
 
 
 @contextlib.contextmanager
 def _ending(stage: Stage, mark: str) -> Iterator[None]:
     try:
         yield
-    finally:
+    except BaseException:
         stage.end_attempt(mark)
+        raise
 
 
 def _alone(stage: Stage) -> contextlib.AbstractContextManager[object]:
@@ -90,9 +96,9 @@ def _alone(stage: Stage) -> contextlib.AbstractContextManager[object]:
 def kept_back(stage: Stage, number: int, error: TileError) -> TileError:
     """The error of one tile, to be told when the others are finished.
 
-    It is raised at once where the stage is what fails, or failing is the rule.
+    It is raised at once where the stage or the output is what fails, or failing is the rule.
     """
-    if isinstance(error.__cause__, StageError):
+    if isinstance(error.__cause__, StageError | OutputError):
         raise error
     # Frames keep the run, and with it the stage, for as long as the error is kept; a pickled error tells them in words.
     error.__traceback__ = None

@@ -349,14 +349,13 @@ class _Work:
             show_lines(self.verbose)
             logger.info("%s tile %s, region %s", self.name, tile.index, tile.core)
         try:
-            with attempting(self.stage, tile, number):
+            with attempting(self.stage, tile, number) as mark:
                 inside = self._inside(tile, blocks)
-                block = self._wanted(tile, inside, blocks)
+                counts = self._written(tile, inside, self._wanted(tile, inside, blocks))
+                with blaming(tile, "noting it"):
+                    self.stage.write_tile(number, counts, {}, mark)
         except TileError as error:
             return kept_back(self.stage, number, error)
-        counts = self._written(tile, inside, block)
-        with blaming(tile, "noting it"):
-            self.stage.write_tile(number, counts, {})
         return None
 
     def _wanted(
