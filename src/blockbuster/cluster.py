@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +18,7 @@ from dask.utils import parse_bytes
 
 from blockbuster.budget import cpu_count
 from blockbuster.errors import ParameterError, SchedulerError
+from blockbuster.folders import HeldFolder
 from blockbuster.slurm import check_installed, check_interface, interface_to_controller, walltime_seconds
 
 if TYPE_CHECKING:
@@ -86,7 +90,9 @@ def make_local_cluster(
     >>> with make_local_cluster(n_workers=1) as (client, cluster):  # doctest: +SKIP
     ...     labels = blockbuster.label("image.zarr", write_to="labels.zarr")
     """
-    from distributed import Client, LocalCluster
+    from distributed import Client
+
+    from blockbuster.local_cluster import OwnLocalCluster
 
     workers = n_workers or (1 if use_gpu else cpu_count())
     secured = kwargs.get("processes", True) and kwargs.get("protocol") is None
@@ -96,7 +102,10 @@ def make_local_cluster(
         options["resources"] = {"GPU": threads_per_worker, **kwargs.get("resources", {})}
     if memory_limit is not None:
         options["memory_limit"] = memory_limit
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=threads_per_worker, **options)
+    base = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
+    folder = HeldFolder(base, "blockbuster")
+    with _removed_on_failure(folder):
+        cluster = OwnLocalCluster(folder=folder, n_workers=workers, threads_per_worker=threads_per_worker, **options)
     return RunningCluster(Client(cluster), cluster)
 
 
@@ -189,14 +198,15 @@ def make_slurm_cluster(
         **kwargs,
         "processes": 1,
     }
-    made = make_folder(_base(folder, config))
-    options.setdefault("security", write_credentials(made))
-    options.setdefault("log_directory", config["log-directory"] or str(made / "logs"))
-    options.setdefault("local_directory", config["local-directory"] or str(made / "scratch"))
-    for name in ("log_directory", "local_directory"):
-        options[name] = _absolute(name, options[name])
     given = kwargs.get("scheduler_options") or config["scheduler-options"]
     options["scheduler_options"] = {"dashboard_address": f"{_LOOPBACK}:0", **given}
+    for name in ("log_directory", "local_directory"):
+        asked = kwargs.get(name) or config[name.replace("_", "-")]
+        options[name] = None if asked is None else _absolute(name, asked)
+    made = make_folder(_base(folder, config))
+    options.setdefault("security", write_credentials(made.path))
+    options["log_directory"] = options["log_directory"] or str(made.path / "logs")
+    options["local_directory"] = options["local_directory"] or str(made.path / "scratch")
     options["worker_extra_args"] = [
         *(kwargs.get("worker_extra_args") or config["worker-extra-args"]),
         *_lifetime(options["walltime"]),
@@ -209,10 +219,18 @@ def make_slurm_cluster(
         "--no-requeue",
         *(["--gres=gpu:1"] if gpus_per_job else []),
     ]
-    # The scheduler, in this process, makes a folder for scratch as well, wherever that option says.
-    with dask.config.set({"temporary-directory": str(made)}):
+    with _removed_on_failure(made):
         cluster = SlurmCluster(folder=made, minimum=minimum, maximum=maximum, start_timeout=start_timeout, **options)
     return RunningCluster(Client(cluster), cluster)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: HeldFolder) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        folder.remove()
+        raise
 
 
 def _import_jobqueue() -> None:

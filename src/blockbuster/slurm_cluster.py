@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dask
 from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed.security import Security
-from filelock import FileLock, Timeout
 
 from blockbuster.errors import SchedulerError
-from blockbuster.files import remove_folder
+from blockbuster.folders import HeldFolder
 from blockbuster.slurm import JobState, cancel_jobs, check_script, job_states, refusal
 
 __all__ = ["SlurmCluster", "make_folder", "write_credentials"]
@@ -30,6 +30,8 @@ logger = logging.getLogger("blockbuster")
 _POLL = 2.0
 # Jobs that end before any worker has come, after which no more is expected of others.
 _FAILED_STARTS = 3
+# Of the file in the folder that has the name of the jobs.
+_NAME = "job-name"
 _LOG_LINES = 8
 _LOG_BYTES = 20_000
 
@@ -65,8 +67,8 @@ class SlurmCluster(SLURMCluster):
 
     Parameters
     ----------
-    folder : Path
-        A folder of this cluster alone, which all nodes see, for credentials, logs and scratch; removed at the end.
+    folder : HeldFolder
+        Which all nodes see, for credentials, logs and scratch; removed at the end.
     minimum, maximum : int
         Jobs. A job that is lost is replaced.
     start_timeout : float or None
@@ -83,12 +85,15 @@ class SlurmCluster(SLURMCluster):
     job_cls: type[SLURMJob] = _Job
 
     def __init__(
-        self, *, folder: Path, minimum: int, maximum: int, start_timeout: float | None, **options: Any
+        self, *, folder: HeldFolder, minimum: int, maximum: int, start_timeout: float | None, **options: Any
     ) -> None:
         submissions = _Submissions()
-        self._slurm_folder = _HeldFolder(folder, options["job_name"])
+        self._slurm_folder = folder
+        (folder.path / _NAME).write_text(options["job_name"])
         self._slurm_watch = _Watch(self, submissions, Path(options["log_directory"]), start_timeout)
-        super().__init__(submissions=submissions, **options)
+        # The scheduler, in this process, makes a folder for scratch as well, wherever that option says.
+        with dask.config.set({"temporary-directory": str(folder.path)}):
+            super().__init__(submissions=submissions, **options)
         try:
             check_script(self.job_script())
         except SchedulerError:
@@ -110,24 +115,6 @@ class SlurmCluster(SLURMCluster):
         await super()._close()
         await asyncio.to_thread(self._slurm_watch.stop)
         await asyncio.to_thread(self._slurm_folder.remove)
-
-
-class _HeldFolder:
-    """The folder of a cluster, held by a lock that dies with this process."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        self._name = name
-        self._lock = FileLock(path / "lock", thread_local=False)
-        self._lock.acquire()
-        (path / "name").write_text(name)
-
-    def remove(self) -> None:
-        """End the jobs that are left, and remove the folder; does nothing the second time."""
-        if self._lock.is_locked:
-            cancel_jobs(self._name)
-            self._lock.release()
-            remove_folder(self._path)
 
 
 class _Watch:
@@ -251,22 +238,11 @@ def write_credentials(folder: Path) -> Security:
     return Security(require_encryption=True, tls_ca_file=paths["ca_file"], **roles)
 
 
-def make_folder(base: Path) -> Path:
-    """A new folder of a cluster, readable by this user only; ends what clusters there left when they were killed."""
-    base.mkdir(parents=True, exist_ok=True)
-    for left in base.glob("slurm-*"):
-        _sweep(left)
-    folder = base / f"slurm-{os.urandom(4).hex()}"
-    folder.mkdir(mode=0o700)
-    return folder
+def make_folder(base: Path) -> HeldFolder:
+    """A new folder for a cluster; ends the jobs of clusters whose client was killed."""
+    return HeldFolder(base, "slurm", _cancel_named)
 
 
-def _sweep(folder: Path) -> None:
-    try:
-        lock = FileLock(folder / "lock").acquire(timeout=0)
-    except (Timeout, PermissionError):
-        return
-    with lock:
-        if (folder / "name").exists():
-            cancel_jobs((folder / "name").read_text())
-    remove_folder(folder)
+def _cancel_named(folder: Path) -> None:
+    if (folder / _NAME).exists():
+        cancel_jobs((folder / _NAME).read_text())

@@ -1,0 +1,67 @@
+"""Folders that live as long as the process that made them, or are swept by the next."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from blockbuster.files import remove_folder
+
+__all__ = ["HeldFolder"]
+
+# Seconds after which a folder that nobody holds is not one that is being made just now.
+_STALE = 60.0
+
+
+class HeldFolder:
+    """A new folder, readable by this user only, held by a lock that dies with this process.
+
+    Parameters
+    ----------
+    base : Path
+        Where it is made. Folders of that kind there whose process is gone are removed.
+    kind : str
+        The beginning of its name.
+    clean : callable, optional
+        What else is to be done with a folder before it is removed.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    """
+
+    def __init__(self, base: Path, kind: str, clean: Callable[[Path], None] | None = None) -> None:
+        base.mkdir(parents=True, exist_ok=True)
+        for left in base.glob(f"{kind}-????????"):
+            _sweep(left, clean)
+        self.path = base / f"{kind}-{os.urandom(4).hex()}"
+        self.path.mkdir(mode=0o700)
+        self._clean = clean
+        self._lock = FileLock(self.path / "lock", thread_local=False)
+        self._lock.acquire()
+
+    def remove(self) -> None:
+        """Remove the folder; does nothing the second time."""
+        if self._lock.is_locked:
+            if self._clean is not None:
+                self._clean(self.path)
+            self._lock.release()
+            remove_folder(self.path)
+
+
+def _sweep(folder: Path, clean: Callable[[Path], None] | None) -> None:
+    try:
+        if time.time() - folder.stat().st_mtime < _STALE:
+            return
+        lock = FileLock(folder / "lock").acquire(timeout=0)
+    except (Timeout, PermissionError, FileNotFoundError):
+        return
+    with lock:
+        if clean is not None:
+            clean(folder)
+    remove_folder(folder)
