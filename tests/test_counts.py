@@ -22,7 +22,7 @@ import blockbuster.stage
 from blockbuster.grid import TileGrid
 from blockbuster.outputs import Output
 from blockbuster.stage import Stage, TileRecord
-from tests.helpers import Recording, components, padded_blocks
+from tests.helpers import Recording, components, digest, padded_blocks
 from tests.oracles import scipy_labels
 
 SHAPE = (20, 33, 17)
@@ -384,3 +384,44 @@ def test_each_chunk_of_an_output_has_one_writer(
         )
     )
     assert set(owners.values()) == {1}
+
+
+# The client of a cluster
+
+ON_CLUSTER: dict[str, Callable[[Path, Path], Any]] = {
+    "tile_process": lambda image, to: blockbuster.tile_process(image, components, write_to=to),
+    "label": lambda image, to: blockbuster.label(image, write_to=to),
+    "by_chunks": lambda image, to: blockbuster.label(image, write_to=to, tile_shape=(7, 9, 5)),
+    "copy": lambda image, to: blockbuster.copy(image, write_to=to, chunks=(5, 8, 8)),
+    "downsample": lambda image, to: blockbuster.downsample(image, 2, write_to=to),
+    "pyramid": lambda image, to: blockbuster.write_image(image, to, axes="zyx", n_levels=3),
+}
+
+
+@pytest.mark.parametrize("kind", ON_CLUSTER)
+def test_the_client_of_a_cluster_reads_and_writes_no_voxels(
+    kind: str, local_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+
+    from blockbuster.sources import StoredImage
+
+    image = tmp_path / "image.zarr"
+    zarr.create_array(image, data=IMAGE, chunks=TILES)
+    ON_CLUSTER[kind](image, tmp_path / "expected.zarr")
+
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise AssertionError("the client did the work of a worker")
+
+    # In this process only: the workers have their own.
+    with Client(local_cluster), monkeypatch.context() as patch:
+        for owner, names in ((StoredImage, ["read"]), (TileRecord, ["array"]), (Output, ["read", "write"])):
+            for name in names:
+                patch.setattr(owner, name, refuse)
+        ON_CLUSTER[kind](image, tmp_path / "made.zarr")
+    assert _chunks(tmp_path / "made.zarr") == _chunks(tmp_path / "expected.zarr") != {}
+
+
+def _chunks(store: Path) -> dict[str, str]:
+    files = {str(Path(*Path(name).parts[1:])): content for name, content in digest(store).items()}
+    return {name: content for name, content in files.items() if not name.endswith("zarr.json")}

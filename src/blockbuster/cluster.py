@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["RunningCluster", "make_local_cluster", "make_slurm_cluster"]
 
 _LOOPBACK = "127.0.0.1"
+# At a port that is free. Dashboards have no authentication: those of workers are not for others either.
+_DASHBOARD = f"{_LOOPBACK}:0"
 # Of a job, besides its worker: the process that watches over that one, and the shell.
 _NANNY_BYTES = 256 * 2**20
 
@@ -96,7 +98,7 @@ def make_local_cluster(
 
     workers = n_workers or (1 if use_gpu else cpu_count())
     secured = kwargs.get("processes", True) and kwargs.get("protocol") is None
-    options: dict[str, Any] = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0", "security": secured, **kwargs}
+    options: dict[str, Any] = {"host": _LOOPBACK, "dashboard_address": _DASHBOARD, "security": secured, **kwargs}
     options.setdefault("worker_dashboard_address", options["dashboard_address"])
     if use_gpu:
         options["resources"] = {"GPU": threads_per_worker, **kwargs.get("resources", {})}
@@ -184,11 +186,6 @@ def make_slurm_cluster(
 
     config: dict[str, Any] = dask.config.get("jobqueue.slurm")
     minimum, maximum = _between(jobs)
-    if gpus_per_job not in (0, 1):
-        raise ParameterError(
-            f"gpus_per_job {gpus_per_job!r} is neither 0 nor 1. Ask for more jobs of one GPU each: a job that is lost "
-            "then takes one tile with it, and SLURM finds room for it sooner."
-        )
     options: dict[str, Any] = {
         "cores": _needed("cores", cores, config),
         **_memory(_needed("memory", memory, config), config),
@@ -197,29 +194,25 @@ def make_slurm_cluster(
         "job_name": f"blockbuster-{uuid.uuid4().hex[:8]}",
         **kwargs,
         "processes": 1,
+        "scheduler_options": {"dashboard_address": _DASHBOARD, **_given("scheduler_options", kwargs, config)},
     }
-    given = kwargs.get("scheduler_options") or config["scheduler-options"]
-    options["scheduler_options"] = {"dashboard_address": f"{_LOOPBACK}:0", **given}
-    for name in ("log_directory", "local_directory"):
-        asked = kwargs.get(name) or config[name.replace("_", "-")]
-        options[name] = None if asked is None else _absolute(name, asked)
-    made = make_folder(_base(folder, config))
-    options.setdefault("security", write_credentials(made.path))
-    options["log_directory"] = options["log_directory"] or str(made.path / "logs")
-    options["local_directory"] = options["local_directory"] or str(made.path / "scratch")
     options["worker_extra_args"] = [
-        *(kwargs.get("worker_extra_args") or config["worker-extra-args"]),
+        *_given("worker_extra_args", kwargs, config),
         *_lifetime(options["walltime"]),
-        # Of the worker's own: it has no authentication.
-        *("--dashboard-address", f"{_LOOPBACK}:0"),
-        *(["--resources", "GPU=1"] if gpus_per_job else []),
+        *("--dashboard-address", _DASHBOARD),
+        *_on_gpu(gpus_per_job, "--resources", "GPU=1"),
     ]
     options["job_extra_directives"] = [
-        *(kwargs.get("job_extra_directives") or config["job-extra-directives"]),
+        *_given("job_extra_directives", kwargs, config),
         "--no-requeue",
-        *(["--gres=gpu:1"] if gpus_per_job else []),
+        *_on_gpu(gpus_per_job, "--gres=gpu:1"),
     ]
+    asked = {name: _given(name, kwargs, config) for name in ("log_directory", "local_directory")}
+    folders = {name: _absolute(name, path) for name, path in asked.items() if path is not None}
+    made = make_folder(_base(folder, config))
     with _removed_on_failure(made):
+        within = {"log_directory": str(made.path / "logs"), "local_directory": str(made.path / "scratch")}
+        options = {"security": write_credentials(made.path), **options, **within, **folders}
         cluster = SlurmCluster(folder=made, minimum=minimum, maximum=maximum, start_timeout=start_timeout, **options)
     return RunningCluster(Client(cluster), cluster)
 
@@ -250,6 +243,20 @@ def _import_jobqueue() -> None:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+def _given(name: str, kwargs: dict[str, Any], config: dict[str, Any]) -> Any:
+    """An option of dask-jobqueue: as it is given here, else as it is configured."""
+    return kwargs.get(name) or config[name.replace("_", "-")]
+
+
+def _on_gpu(gpus_per_job: int, *words: str) -> tuple[str, ...]:
+    if gpus_per_job not in (0, 1):
+        raise ParameterError(
+            f"gpus_per_job {gpus_per_job!r} is neither 0 nor 1. Ask for more jobs of one GPU each: a job that is lost "
+            "then takes one tile with it, and SLURM finds room for it sooner."
+        )
+    return words if gpus_per_job else ()
 
 
 def _between(jobs: Any) -> tuple[int, int]:
