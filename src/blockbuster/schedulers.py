@@ -70,7 +70,10 @@ class Scheduler:
         if self.client is None:
             return False
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return bool(workers) and all("GPU" in worker.get("resources", {}) for worker in workers)
+        if not workers:
+            # Those that are still in the queue of SLURM.
+            return bool(getattr(self.client.cluster, "will_have_gpus", False))
+        return all("GPU" in worker.get("resources", {}) for worker in workers)
 
     def _is_in_process(self) -> bool:
         if self.client is None:

@@ -103,6 +103,11 @@ class SlurmCluster(SLURMCluster):
         self.adapt(minimum_jobs=minimum, maximum_jobs=maximum, interval="1s", wait_count=60)
         self._slurm_watch.start()
 
+    @property
+    def will_have_gpus(self) -> bool:
+        """Whether each worker will have the resource "GPU"."""
+        return "GPU=1" in self._job_kwargs["worker_extra_args"]
+
     def trouble(self) -> SchedulerError | None:
         """Why no more work can be done, with what SLURM said; None while it can."""
         return self._slurm_watch.trouble
