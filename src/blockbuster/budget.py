@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -16,7 +17,10 @@ from numpy.typing import DTypeLike
 from blockbuster.errors import ParameterError
 from blockbuster.grid import per_axis
 
-__all__ = ["auto_tile_shape", "available_memory", "available_vram", "cpu_count", "tile_bytes"]
+__all__ = ["auto_tile_shape", "available_memory", "available_vram", "cpu_count", "memory_limit", "tile_bytes"]
+
+# Where the files lie that tell of cgroups.
+_SYSTEM = Path("/")
 
 # Labels as the function returns them (int64 at the most), the narrow copy that is kept, and the final ones.
 _LABEL_BYTES = 8 + 4 + 4
@@ -123,15 +127,20 @@ def auto_tile_shape(
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPUs that this process may use: its affinity, the quota and the set of its cgroups, and its SLURM task."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min([own, *_cgroup_cpus(), *_slurm_cpus()]), 1)
+
+
+def memory_limit() -> int:
+    """Bytes that this process may ever use: those of the machine, of its cgroups, and of its SLURM job."""
+    return min([psutil.virtual_memory().total, *(limit for _, limit in _memory_limits()), *_slurm_memory()])
 
 
 def available_memory() -> int:
-    """Bytes that this process may still use: the machine's, its cgroup's, and its SLURM job's."""
-    return min([psutil.virtual_memory().available, *_cgroup_memory(), *_slurm_memory()])
+    """Bytes that this process may still use: the machine's, its cgroups', and its SLURM job's."""
+    left = [max(limit - _used(folder), 0) for folder, limit in _memory_limits()]
+    return min([psutil.virtual_memory().available, *left, *_slurm_memory()])
 
 
 def available_vram() -> int:
@@ -181,25 +190,117 @@ def _n_tiles(shape: Sequence[int], tile: Sequence[int]) -> int:
     return math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
 
 
-def _cgroup_memory() -> list[int]:
-    """What is left of the memory of this process' cgroup, version 2 or 1."""
+# Control groups
+#
+# A limit of a group holds for all groups within it, so what counts is the least on the way up.
+
+
+def _memory_limits() -> list[tuple[Path, int]]:
+    """The cgroups of this process that limit its memory, with their limits in bytes."""
+    folders = _cgroup_folders(_SYSTEM, "memory")
+    limits = [(folder, _number(folder / "memory.max", folder / "memory.limit_in_bytes")) for folder in folders]
+    return [(folder, limit) for folder, limit in limits if limit is not None]
+
+
+def _used(folder: Path) -> int:
+    """Bytes that a cgroup uses and that cannot be taken back."""
+    used = _number(folder / "memory.current", folder / "memory.usage_in_bytes") or 0
+    return max(used - _idle_cache(folder), 0)
+
+
+def _idle_cache(folder: Path) -> int:
+    """Bytes of files in memory that the system drops before it refuses memory."""
+    words = _text(folder / "memory.stat").split()
+    facts = dict(zip(words[::2], words[1::2], strict=False))
+    return int(facts.get("total_inactive_file", facts.get("inactive_file", "0")))
+
+
+def _cgroup_cpus() -> list[int]:
+    """CPUs that the quotas of the cgroups of this process amount to, and those in their sets."""
     found = []
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if Path(limit).exists() and Path(usage).exists():
-            most = Path(limit).read_text().strip()
-            if most.isdigit():
-                found.append(int(most) - int(Path(usage).read_text()))
-    return [n for n in found if n > 0]
+    for folder in _cgroup_folders(_SYSTEM, "cpu"):
+        quota, period = [*_text(folder / "cpu.max").split(), "", ""][:2]
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):
+            found.append(max(int(quota) // int(period), 1))
+    for folder in _cgroup_folders(_SYSTEM, "cpuset"):
+        names = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+        listed = next(filter(None, (_text(folder / name) for name in names)), "")
+        found.extend([_n_listed(listed)] if listed else [])
+    return found
+
+
+def _n_listed(cpus: str) -> int:
+    """How many CPUs a list such as "0-3,8" names."""
+    ends = [part.split("-") for part in cpus.split(",")]
+    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
+
+
+@functools.cache
+def _cgroup_folders(system: Path, controller: str) -> tuple[Path, ...]:
+    """Folders of the cgroup of this process and of those around it, in each hierarchy that has the controller."""
+    groups = {}
+    for line in _text(system / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        # The unified hierarchy, version 2, names no controllers.
+        if not controllers or controller in controllers.split(","):
+            groups["cgroup" if controllers else "cgroup2"] = path
+    found: list[Path] = []
+    for line in _text(system / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        _, _, _, root, mount = before.split()[:5]
+        kind, _, options = after.split(" ", 2)
+        if kind in groups and (kind == "cgroup2" or controller in options.split(",")):
+            found.extend(_upwards(system / mount.lstrip("/"), _below(root, groups[kind])))
+    return tuple(found)
+
+
+def _below(root: str, group: str) -> str:
+    """Where a group is below a mount of `root`: in a container that may be the mount itself."""
+    inside = os.path.relpath(group, root)
+    return "" if inside == "." or inside.startswith("..") else inside
+
+
+def _upwards(mount: Path, group: str) -> list[Path]:
+    folder = mount / group
+    return [part for part in (folder, *folder.parents) if part.is_relative_to(mount) and part.is_dir()]
+
+
+def _number(*paths: Path) -> int | None:
+    """What the first of some files says that says a number."""
+    said = (_text(path) for path in paths)
+    return next((int(text) for text in said if text.isdigit()), None)
+
+
+def _text(path: Path) -> str:
+    """The content of a file of the system; nothing where there is none, or it must not be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+# SLURM
+
+
+def _slurm_cpus() -> list[int]:
+    """CPUs of the SLURM task, and those of its job on this node."""
+    return _slurm("SLURM_CPUS_PER_TASK") + _slurm("SLURM_CPUS_ON_NODE")
 
 
 def _slurm_memory() -> list[int]:
-    """Bytes of the SLURM job on this node, which are given in MiB."""
-    if "SLURM_MEM_PER_NODE" in os.environ:
-        return [int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20]
-    if "SLURM_MEM_PER_CPU" in os.environ:
-        cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
-        return [int(os.environ["SLURM_MEM_PER_CPU"]) * cpus * 2**20]
-    return []
+    """Bytes of the SLURM job on this node, which are given in MiB; 0 stands for all that the node has."""
+    cpus = (_slurm("SLURM_CPUS_ON_NODE") or _slurm("SLURM_CPUS_PER_TASK") or [1])[0]
+    gpus = (_slurm("SLURM_GPUS_ON_NODE") or [1])[0]
+    return [
+        *(n * 2**20 for n in _slurm("SLURM_MEM_PER_NODE")),
+        *(n * 2**20 * cpus for n in _slurm("SLURM_MEM_PER_CPU")),
+        *(n * 2**20 * gpus for n in _slurm("SLURM_MEM_PER_GPU")),
+    ]
+
+
+def _slurm(name: str) -> list[int]:
+    """A number that SLURM tells, where it tells one."""
+    told = os.environ.get(name, "")
+    return [int(told)] if told.isdigit() and int(told) else []
