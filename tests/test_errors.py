@@ -78,6 +78,7 @@ def image() -> NDArray[np.uint8]:
         (blockbuster.StageError, OSError),
         (blockbuster.ResumeError, ValueError),
         (blockbuster.SchedulerError, RuntimeError),
+        (blockbuster.CapacityError, RuntimeError),
         (blockbuster.LabelOverflowError, OverflowError),
         (blockbuster.TileError, RuntimeError),
     ],

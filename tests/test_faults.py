@@ -26,7 +26,7 @@ import zarr
 from numpy.typing import NDArray
 
 import blockbuster
-from blockbuster import OutputError, SchedulerError, StageError, TileError
+from blockbuster import CapacityError, OutputError, SchedulerError, StageError, TileError
 from tests.helpers import Recording, assert_same_objects, components, digest, leftovers
 
 TILE = 16
@@ -498,7 +498,7 @@ def test_a_disk_without_any_room_for_the_stage_is_one_clear_error(
     kind: str, synchronous: None, folder: Path, large: Path, disk: Disk
 ) -> None:
     disk.fill()
-    with pytest.raises((StageError, TileError), match=f"{disk.path}.*stage_dir="):
+    with pytest.raises(CapacityError, match=f"{disk.path}.*stage_dir="):
         blockbuster.tile_process(large, noise, stage_dir=disk.path, **way(kind, folder))
     assert disk.names() == set()
     assert leftovers(folder) == []

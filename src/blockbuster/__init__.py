@@ -5,6 +5,7 @@ from blockbuster.cluster import make_local_cluster, make_slurm_cluster
 from blockbuster.emptiness import EmptyTiles, estimate_empty_tiles
 from blockbuster.errors import (
     BlockbusterError,
+    CapacityError,
     GeometryError,
     ImageError,
     LabelOverflowError,
@@ -18,6 +19,7 @@ from blockbuster.errors import (
 )
 from blockbuster.images import OpenedImage, load_ome_zarr, open_image
 from blockbuster.labels import label
+from blockbuster.planning import RunPlan, plan
 from blockbuster.pyramid import downsample
 from blockbuster.rules import Contact, Overlapping, Touching, Where
 from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockbusterError",
+    "CapacityError",
     "Contact",
     "EmptyTiles",
     "GeometryError",
@@ -40,6 +43,7 @@ __all__ = [
     "Overlapping",
     "ParameterError",
     "ResumeError",
+    "RunPlan",
     "SchedulerError",
     "StageError",
     "TileError",
@@ -55,6 +59,7 @@ __all__ = [
     "make_slurm_cluster",
     "merge_tile_labels",
     "open_image",
+    "plan",
     "pyramid",
     "relabel_sequential_array",
     "relabel_sequential_zarr",

@@ -27,6 +27,7 @@ from blockbuster.errors import LabelOverflowError, ParameterError, SchedulerErro
 from blockbuster.graph import RunGraph, Steps, array_of, batch_size, compute_arrays, compute_value, run_graph, scalar_of
 from blockbuster.grid import TileGrid, forward_offsets
 from blockbuster.identity import function_identity
+from blockbuster.needs import label_needs, ready
 from blockbuster.outputs import Output, chunks_within, consolidate, format_of, plan_output
 from blockbuster.ownership import StageOwner
 from blockbuster.progress import show_lines, shown
@@ -131,6 +132,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     """Make the lazy array, the array in memory, or the stored array that `to` asks for."""
     show_lines(to.verbose)
     scheduler = active_scheduler()
+    ready(plan, to, scheduler, label_needs)
     check_picklable(scheduler, "fn", plan.kernel)
     check_picklable(scheduler, "merge", plan.rules)
     _check_gpu(plan, scheduler)

@@ -39,6 +39,7 @@ from blockbuster.encoding import Encoding, ZarrFormat
 from blockbuster.errors import GeometryError, OutputError, TileError
 from blockbuster.graph import Input, Pass, PassesGraph, array_of_tiles, compute_arrays, map_tiles
 from blockbuster.grid import Region, Tile, TileGrid, region_shape
+from blockbuster.needs import array_needs, ready
 from blockbuster.outputs import Members, Output, Part, Patch, consolidate, plan_output
 from blockbuster.progress import show_lines, shown
 from blockbuster.raw import RawChunks, can_copy_raw
@@ -182,6 +183,7 @@ def make_array(plan: TilePlan, to: Destination) -> Any:
         make_store(plan, to)
         return lazy_store(to.root, to.component)
     scheduler = active_scheduler()
+    ready(plan, to, scheduler, array_needs)
     (array,) = plan.arrays
     work = _work(plan, array, 0)
     lazy = array_of_tiles(_pass(plan, array, work, work.block), array.dtype)
@@ -202,6 +204,7 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
         are to change.
     """
     scheduler = active_scheduler()
+    ready(plan, to, scheduler, array_needs)
     manifest = plan.manifest(target_name(to, None, plan.operation))
     sweep_around(to, manifest)
     if done_before(to, manifest, None) is not None:

@@ -10,8 +10,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from blockbuster.budget import auto_tile_shape
+from blockbuster.capacity import tile_budget
 from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.grid import TileGrid
+from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, MemoryImage
 
 __all__ = ["TileShape", "check_block_ids", "make_grid", "make_writing_grid"]
@@ -134,8 +136,10 @@ def _tile_shape(image: Image, tile_shape: Any, overlap: int | Sequence[int], use
             raise _unknown(tile_shape)
         in_memory = isinstance(image, MemoryImage)
         chunks = None if in_memory else tuple(max(axis) or 1 for axis in image.chunks)
+        # Of the workers, where they are others than this process.
+        room = {} if use_gpu else tile_budget(active_scheduler())
         return auto_tile_shape(
-            image.shape, image.dtype, overlap=overlap, chunks=chunks, axes=image.axes, use_gpu=use_gpu
+            image.shape, image.dtype, overlap=overlap, chunks=chunks, axes=image.axes, use_gpu=use_gpu, **room
         )
     if callable(tile_shape):
         made: Sequence[int] = tile_shape(image.shape, image.dtype)
