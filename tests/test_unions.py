@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blockbuster import Contact, LabelOverflowError, Overlapping, ParameterError, Touching, Where
+from blockbuster import Contact, LabelOverflowError, Overlapping, ParameterError, Touching, Where, unions
 from blockbuster.grid import TileGrid
 from blockbuster.rules import Rule, resolve_merge, seams_and_slabs, slab_region, slabs_of
 from blockbuster.unions import Numbering, ScanPart, make_table
@@ -123,6 +123,17 @@ def test_table_gives_the_ids_of_a_naive_union_find(scan: tuple[Scanned, list[lis
         final = table.lookup(tile, "int32")
         assert final.dtype == np.int32
         assert final.tolist() == [0, *(expected[tile, i] for i in range(1, n + 1))]
+
+
+@given(st.sets(st.integers(0, 2**40)), st.integers(0, 5), st.randoms(use_true_random=False))
+def test_places_do_not_depend_on_how_many_are_sorted_at_a_time(places: set[int], n_gone: int, random: Any) -> None:
+    first = [*places, *[-1] * n_gone]
+    random.shuffle(first)
+    expected = [sorted(places).index(p) + 1 if p >= 0 else 0 for p in first]
+    with pytest.MonkeyPatch.context() as patch:
+        for at_a_time in (3, 1 << 23):
+            patch.setattr(unions, "_RANGE", at_a_time)
+            assert unions.ranks(np.array(first, np.int64), "int32").tolist() == expected
 
 
 @pytest.mark.parametrize("numbering", NUMBERINGS)

@@ -6,6 +6,7 @@ part; raster numbering adds one number for every label.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -17,10 +18,24 @@ from scipy.sparse.csgraph import connected_components
 
 from blockbuster.errors import LabelOverflowError
 
-__all__ = ["Numbering", "ScanPart", "Table", "TableOutline", "make_table"]
+__all__ = [
+    "Numbering",
+    "ScanPart",
+    "Table",
+    "TableOutline",
+    "first_voxels_of",
+    "make_table",
+    "provisional_pairs",
+    "ranks",
+    "unite_pairs",
+]
 
 Ids: TypeAlias = NDArray[np.int64]
 Numbering: TypeAlias = Literal["tile", "sequential", "raster"]
+
+# First voxels that are sorted at a time, and how many are looked at to find each range of as many.
+_RANGE = 1 << 23
+_SAMPLE = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -175,12 +190,12 @@ def make_table(parts: Iterable[ScanPart], n_tiles: int, *, numbering: Numbering,
         ghosts[part.block_ids] = part.ghosts
     offsets = np.concatenate([[0], np.cumsum(counts)])
     n_labels = int(offsets[-1])
-    absorbed, targets = _unite(_provisional(parts, offsets, counts, ghosts), n_labels)
+    absorbed, targets = unite_pairs(provisional_pairs(parts, offsets, counts, ghosts), n_labels)
     n_objects = n_labels - absorbed.size
     largest = n_objects if numbering != "tile" else _largest_root(n_labels, absorbed)
     _check_fit(n_objects, largest, np.dtype(dtype), numbering)
     if numbering == "raster":
-        ids = _raster_ids(parts, offsets, absorbed, targets).astype(dtype, copy=False)
+        ids = _raster_ids(parts, offsets, absorbed, targets, np.dtype(dtype))
         outline = TableOutline(offsets, np.zeros_like(offsets), n_objects, True, ids.dtype.str)
         return Table(outline, absorbed[:0], targets[:0], ids)
     if numbering == "sequential":
@@ -196,7 +211,7 @@ def _gaps(gone: Ids, n: int, *, before: int) -> Ids:
     return before + np.cumsum(taken)[1:]
 
 
-def _provisional(parts: Sequence[ScanPart], offsets: Ids, counts: Ids, ghosts: Ids) -> Ids:
+def provisional_pairs(parts: Sequence[ScanPart], offsets: Ids, counts: Ids, ghosts: Ids) -> Ids:
     """All pairs as provisional ids; ghosts number on after all labels."""
     ghost_offsets = offsets[-1] + np.cumsum(ghosts) - ghosts
     columns = []
@@ -208,7 +223,7 @@ def _provisional(parts: Sequence[ScanPart], offsets: Ids, counts: Ids, ghosts: I
     return np.stack(columns, axis=1)
 
 
-def _unite(pairs: Ids, n_labels: int) -> tuple[Ids, Ids]:
+def unite_pairs(pairs: Ids, n_labels: int) -> tuple[Ids, Ids]:
     """Labels that are not the smallest of their component, ascending, and that smallest one."""
     nodes, ends = np.unique(pairs, return_inverse=True)
     first, second = ends.reshape(-1, 2).T
@@ -229,21 +244,47 @@ def _largest_root(n_labels: int, absorbed: Ids) -> int:
     return n_labels - (absorbed.size - 1 - int(kept[-1]) if kept.size else absorbed.size)
 
 
-def _raster_ids(parts: Sequence[ScanPart], offsets: Ids, absorbed: Ids, targets: Ids) -> Ids:
+def _raster_ids(
+    parts: Sequence[ScanPart], offsets: Ids, absorbed: Ids, targets: Ids, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Final ids of all provisional ones, by the first voxel of each object."""
+    first = first_voxels_of(parts, offsets)
+    np.minimum.at(first, targets - 1, first[absorbed - 1])
+    first[absorbed - 1] = -1
+    ids = ranks(first, dtype)
+    ids[absorbed - 1] = ids[targets - 1]
+    return ids
+
+
+def first_voxels_of(parts: Sequence[ScanPart], offsets: Ids) -> Ids:
+    """First voxels of all provisional ids."""
     first = np.empty(int(offsets[-1]), np.int64)
     for part in parts:
         found = part.first if part.first is not None else np.empty(0, np.int64)
         ends = np.cumsum(part.counts)
         for block_id, stop, n in zip(part.block_ids, ends, part.counts, strict=True):
             first[offsets[block_id] : offsets[block_id] + n] = found[stop - n : stop]
-    np.minimum.at(first, targets - 1, first[absorbed - 1])
-    is_root = np.ones(first.size, np.bool_)
-    is_root[absorbed - 1] = False
-    roots = np.flatnonzero(is_root)
-    ids = np.empty(first.size, np.int64)
-    ids[roots[np.argsort(first[roots])]] = np.arange(1, roots.size + 1)
-    ids[absorbed - 1] = ids[targets - 1]
-    return ids
+    return first
+
+
+def ranks(first: Ids, dtype: DTypeLike) -> NDArray[Any]:
+    """The place of each position in their order, from 1; 0 for negative ones."""
+    found = np.zeros(first.size, dtype)
+    number = 1
+    # Range after range: all positions sorted at once, with their places, would take four times the memory of the ids.
+    for low, high in itertools.pairwise(_ranges(first)):
+        within = np.flatnonzero((first >= low) & (first < high))
+        found[within[np.argsort(first[within])]] = np.arange(number, number + within.size)
+        number += within.size
+    return found
+
+
+def _ranges(first: Ids) -> list[int]:
+    """Cuts between ranges that hold about equally many positions, by a sample of them."""
+    n = -(-first.size // _RANGE)
+    sample = np.sort(first[:: max(first.size // (_SAMPLE * n), 1)]) if n > 1 else first[:0]
+    inner = np.unique(sample[[sample.size * i // n for i in range(1, n)]]).tolist()
+    return [0, *(cut for cut in inner if cut > 0), int(first.max(initial=0)) + 1]
 
 
 def _check_fit(n_objects: int, largest: int, dtype: np.dtype[Any], numbering: Numbering) -> None:
