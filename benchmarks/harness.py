@@ -32,7 +32,7 @@ def run_one(work: Callable[[], object], module: str) -> None:
     begin = time.perf_counter()
     work()
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak": _peak_mib()}))
+    print(json.dumps({"seconds": seconds, "peak": peak_mib()}))
 
 
 def table(runs: dict[str, list[Result]], reference: str) -> None:
@@ -59,7 +59,7 @@ def in_turns(names: Sequence[str], rounds: int, run: Callable[[str], Result]) ->
     return runs
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The high-water mark of this program alone: getrusage's is inherited from the program that started it."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024

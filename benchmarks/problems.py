@@ -44,6 +44,26 @@ def store_camera_noise(shape: tuple[int, ...], chunks: tuple[int, ...], folder: 
     return path
 
 
+def store_mirrored_blobs(n_tiles: tuple[int, ...], side: int, folder: Path, seed: int = 0) -> tuple[Path, float]:
+    """A uint16 volume of as many cubes, chunks of their own, as asked for: one cube of blobs, mirrored so that all fit.
+
+    Returns its path and a threshold with 30 % above it.
+    """
+    noise = np.random.default_rng(seed).random((side,) * 3, dtype=np.float32)
+    smooth = scipy.ndimage.gaussian_filter(noise, 4)
+    low, high = smooth.min(), smooth.max()
+    block = ((smooth - low) / (high - low) * 4095).astype(np.uint16)
+    threshold = float(np.quantile(block[: side // 8], 0.7))
+    path = folder / f"mirrored-{'x'.join(map(str, n_tiles))}-{side}.zarr"
+    if not path.exists():
+        shape = tuple(n * side for n in n_tiles)
+        array = zarr.create_array(path, shape=shape, chunks=block.shape, dtype="uint16")
+        for index in np.ndindex(n_tiles):
+            flipped = np.flip(block, [axis for axis, i in enumerate(index) if i % 2])
+            array[tuple(slice(i * side, (i + 1) * side) for i in index)] = flipped
+    return path, threshold
+
+
 PROBLEMS: dict[str, Callable[..., tuple[np.ndarray, float | None]]] = {
     "blobs": smooth_blobs,
     "random": random_foreground,

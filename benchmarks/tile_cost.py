@@ -14,16 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import dask
 import zarr
 from contestants import N_THREADS
+from empty_runs import run_empty
 from problems import store_problem
 
 import blockbuster
-from blockbuster.graph import Steps, compute_value, run_graph
-from blockbuster.grid import TileGrid, forward_offsets
+from blockbuster.grid import TileGrid
 from blockbuster.stores import with_fast_codecs
 
 TILE = 32
@@ -40,6 +39,8 @@ def main() -> None:
             _row(f"{N_THREADS} threads", n_side, image, Path(folder), options.rounds)
         with blockbuster.make_local_cluster(n_workers=2):
             _row("LocalCluster, 2 workers", n_side, image, Path(folder), options.rounds)
+        with blockbuster.make_local_cluster(n_workers=2, security=False):
+            _row("LocalCluster, 2 workers, no TLS", n_side, image, Path(folder), options.rounds)
         alone = _best(lambda: _zarr_alone(image, Path(folder)), options.rounds)
         print(f"| zarr alone, 1 thread | | {alone / n_side**2 * 1e3:.2f} |")
 
@@ -52,27 +53,10 @@ def _options() -> argparse.Namespace:
 
 
 def _row(name: str, n_side: int, image: Path, folder: Path, rounds: int) -> None:
-    graph = _best(lambda: _empty_run(n_side), rounds)
+    grid = TileGrid.regular((n_side * TILE,) * 2, (TILE, TILE))
+    graph = _best(lambda: run_empty(grid), rounds)
     whole = _best(lambda: blockbuster.label(image, write_to=folder / "labels.zarr", overwrite=True), rounds)
     print(f"| {name} | {graph / n_side**2 * 1e3:.2f} | {whole / n_side**2 * 1e3:.2f} |")
-
-
-def _empty_run(n_side: int) -> None:
-    grid = TileGrid.regular((n_side * TILE,) * 2, (TILE, TILE))
-    offsets = forward_offsets(2, (0, 1), 1)
-
-    def neighbours(block_id: int) -> list[int]:
-        return [seam.second for seam in grid.seams(block_id, offsets)]
-
-    steps = Steps(
-        begin=_nothing, sample=_nothing, sampled=(), stage=_nothing, scan=_nothing, unite=_nothing, finish=_nothing
-    )
-    numbers = range(grid.n_tiles)
-    compute_value(run_graph(steps, grid, numbers, neighbours, [None], resources=None), numbers)
-
-
-def _nothing(*_args: Any) -> None:
-    return None
 
 
 def _zarr_alone(image: Path, folder: Path) -> None:
