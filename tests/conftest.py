@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 import hypothesis
 import pytest
+
+from tests.slurm import tools as slurm
 
 # "default" is for the test command; "thorough" for the night: HYPOTHESIS_PROFILE=thorough.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
@@ -24,24 +27,47 @@ def local_cluster() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-@pytest.fixture(params=["synchronous", "threads", "processes", "distributed"])
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of two jobs of SLURM with one worker each."""
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as (client, cluster):
+        # It would be the scheduler of tests that ask for none.
+        client.close()
+        yield cluster
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs SLURM where there is none for tests."""
+    if item.get_closest_marker("slurm") and (reason := slurm.reason_to_skip()):
+        pytest.skip(reason)
+
+
+on_slurm = pytest.param("slurm", marks=pytest.mark.slurm)
+
+
+@pytest.fixture(params=["synchronous", "threads", "processes", "distributed", on_slurm])
 def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every scheduler in turn, active for the test."""
     yield from _active(request)
 
 
-@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow), "distributed"])
+@pytest.fixture(params=["threads", pytest.param("processes", marks=pytest.mark.slow), "distributed", on_slurm])
 def many(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every scheduler that works in parallel."""
     yield from _active(request)
 
 
+CLUSTERS = {"distributed": "local_cluster", "slurm": "slurm_cluster"}
+
+
 def _active(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "distributed":
+    """Activate a scheduler for a test, which is told what dask calls it."""
+    if request.param in CLUSTERS:
         from distributed import Client
 
-        with Client(request.getfixturevalue("local_cluster")):
-            yield request.param
+        with Client(request.getfixturevalue(CLUSTERS[request.param])) as client:
+            client.wait_for_workers(slurm.N_JOBS, timeout=slurm.PATIENCE)
+            yield "distributed"
         return
     with dask.config.set(scheduler=request.param):
         yield request.param

@@ -606,7 +606,7 @@ BAD: list[Any] = [
     ({"compression": "lzma"}, ParameterError),
     ({"compression": 7}, ParameterError),
     ({"compression": numcodecs.Blosc(), "zarr_format": 3}, ParameterError),
-    ({"compression": BloscCodec(), "zarr_format": 2}, ParameterError),
+    pytest.param({"compression": BloscCodec(), "zarr_format": 2}, ParameterError, id="codec of v3 in v2"),
     ({"dtype": "uint8"}, ParameterError),
     ({"dtype": "uint7"}, ParameterError),
     ({"dtype": "U5"}, ParameterError),
