@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import sys
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +14,7 @@ import dask
 from dask.utils import parse_bytes
 
 from blockbuster.budget import cpu_count
-from blockbuster.errors import ParameterError, SchedulerError
+from blockbuster.errors import ParameterError
 from blockbuster.folders import HeldFolder
 from blockbuster.slurm import check_installed, check_interface, interface_to_controller, walltime_seconds
 
@@ -100,6 +97,7 @@ def make_local_cluster(
     secured = kwargs.get("processes", True) and kwargs.get("protocol") is None
     options: dict[str, Any] = {"host": _LOOPBACK, "dashboard_address": _DASHBOARD, "security": secured, **kwargs}
     options.setdefault("worker_dashboard_address", options["dashboard_address"])
+    options["security"] = options["security"] or None
     if use_gpu:
         options["resources"] = {"GPU": threads_per_worker, **kwargs.get("resources", {})}
     if memory_limit is not None:
@@ -179,7 +177,6 @@ def make_slurm_cluster(
     ...     labels = blockbuster.label("image.zarr", write_to="labels.zarr")
     """
     check_installed()
-    _import_jobqueue()
     from distributed import Client
 
     from blockbuster.slurm_cluster import SlurmCluster, make_folder, write_credentials
@@ -224,25 +221,6 @@ def _removed_on_failure(folder: HeldFolder) -> Iterator[None]:
     except BaseException:
         folder.remove()
         raise
-
-
-def _import_jobqueue() -> None:
-    """Import dask-jobqueue, and let this process go on to handle signals as it did."""
-    if "dask_jobqueue" not in sys.modules and threading.current_thread() is not threading.main_thread():
-        raise SchedulerError(
-            "dask-jobqueue can be imported in the main thread only, and this is another one. Import dask_jobqueue at "
-            "the top of the program."
-        )
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        import dask_jobqueue  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise SchedulerError(
-            "make_slurm_cluster needs dask-jobqueue: pip install 'blockbuster-imaging[slurm]'."
-        ) from error
-    for number, handler in before.items():
-        if signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
 
 
 def _given(name: str, kwargs: dict[str, Any], config: dict[str, Any]) -> Any:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed.security import Security
 
 from blockbuster.errors import SchedulerError
 from blockbuster.folders import HeldFolder
+from blockbuster.jobqueue import SLURMCluster, SLURMJob
 from blockbuster.slurm import JobState, cancel_jobs, check_script, job_states, refusal
 
 __all__ = ["SlurmCluster", "make_folder", "write_credentials"]

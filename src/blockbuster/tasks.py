@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -60,6 +62,7 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
     TileError
         If the process that worked on the tile was lost too often.
     """
+    _end_with_parent()
     with blaming(tile, "staging"):
         mark = stage.begin_attempt(number, 1)
     if mark is not None:
@@ -73,6 +76,20 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
             raise TileError.lost(tile.index, tile.padded, stage.attempts(number))
         with _ending(stage, mark):
             yield mark
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """Let a process of a pool go when the client is killed: it would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None or is_on_cluster():
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="blockbuster-parent", daemon=True).start()
 
 
 @contextlib.contextmanager
