@@ -171,6 +171,10 @@ class Stage:
         """Number of records, damaged ones counted."""
         return sum(name.endswith(".tile") for _, _, names in os.walk(self._at("tiles")) for name in names)
 
+    def n_files(self) -> int:
+        """Number of all files: it grows with whatever is done."""
+        return sum(len(names) for _, _, names in os.walk(self.path))
+
     def mark_written(self, output: str, number: int) -> None:
         """Note that one region of an output is written."""
         self._write_numbered(output, f"{number:06d}", number, b"")

@@ -22,7 +22,7 @@ __all__ = ["attempting", "blaming", "computing", "first_of", "kept_back"]
 
 T = TypeVar("T")
 
-# Processes that a tile may cost before it is no longer tried: as many as dask gives a task.
+# Processes that a tile may cost before it is no longer tried: as many as dask gives a task. Also pools in a row.
 _ATTEMPTS = 3
 # Tiles that may fail before a run gives up, when no more than these have been finished.
 _FAILURES = 3
@@ -143,16 +143,17 @@ def computing(
     TileError
         In place of dask's own error, if workers are lost too often over one tile.
     """
-    n_known = 0
+    n_known, n_barren = -1, 0
     while True:
         try:
             return compute()
         except BrokenProcessPool:
-            # A pool ends with one of its processes. Its tiles are tried again in a new one, while that tells more.
-            n_lost = len(stage.attempts())
-            if scheduler.kind != "processes" or n_lost <= n_known:
+            # A pool ends with one of its processes. A new one goes on, while that brings anything about.
+            n_files = stage.n_files()
+            n_barren = 0 if n_files > n_known else n_barren + 1
+            n_known = n_files
+            if scheduler.kind != "processes" or n_barren >= _ATTEMPTS:
                 raise
-            n_known = n_lost
         except Exception as error:
             name, number = _killing_task(error)
             if name not in grids:
