@@ -13,7 +13,7 @@ import pytest
 from tests.slurm import tools as slurm
 
 # "default" is for the test command; "thorough" for the night: HYPOTHESIS_PROFILE=thorough.
-hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=35, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

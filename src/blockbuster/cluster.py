@@ -44,8 +44,10 @@ class RunningCluster(NamedTuple):
 
     def close(self) -> None:
         """End the workers, and their jobs."""
-        self.client.close()
-        self.cluster.close()
+        try:
+            self.client.close()
+        finally:
+            self.cluster.close()
 
 
 def make_local_cluster(
@@ -89,8 +91,6 @@ def make_local_cluster(
     >>> with make_local_cluster(n_workers=1) as (client, cluster):  # doctest: +SKIP
     ...     labels = blockbuster.label("image.zarr", write_to="labels.zarr")
     """
-    from distributed import Client
-
     from blockbuster.local_cluster import OwnLocalCluster
 
     workers = n_workers or (1 if use_gpu else cpu_count())
@@ -106,7 +106,7 @@ def make_local_cluster(
     folder = HeldFolder(base, "blockbuster")
     with _removed_on_failure(folder):
         cluster = OwnLocalCluster(folder=folder, n_workers=workers, threads_per_worker=threads_per_worker, **options)
-    return RunningCluster(Client(cluster), cluster)
+    return _connected(cluster)
 
 
 def make_slurm_cluster(
@@ -177,8 +177,6 @@ def make_slurm_cluster(
     ...     labels = blockbuster.label("image.zarr", write_to="labels.zarr")
     """
     check_installed()
-    from distributed import Client
-
     from blockbuster.slurm_cluster import SlurmCluster, make_folder, write_credentials
 
     config: dict[str, Any] = dask.config.get("jobqueue.slurm")
@@ -211,7 +209,17 @@ def make_slurm_cluster(
         within = {"log_directory": str(made.path / "logs"), "local_directory": str(made.path / "scratch")}
         options = {"security": write_credentials(made.path), **options, **within, **folders}
         cluster = SlurmCluster(folder=made, minimum=minimum, maximum=maximum, start_timeout=start_timeout, **options)
-    return RunningCluster(Client(cluster), cluster)
+    return _connected(cluster)
+
+
+def _connected(cluster: Any) -> RunningCluster:
+    from distributed import Client
+
+    try:
+        return RunningCluster(Client(cluster), cluster)
+    except BaseException:
+        cluster.close()
+        raise
 
 
 @contextlib.contextmanager

@@ -114,13 +114,14 @@ def stage_for(to: Destination, image_home: Path | None, manifest: Manifest) -> S
     lazy = to.write_to is None and not to.compute
     found = find_stage(folder, manifest) if to.resume else None
     if found is not None:
-        owner = StageOwner(found, manifest, keep=to.keep_stage, leased=lazy)
+        owner = StageOwner(found.tried_again(), manifest, keep=to.keep_stage, leased=lazy)
         owner.hold(manifest, alone=True)
-        found.forgive()
+        if not lazy:
+            owner.spare()
         return owner
     for left in () if to.resume else stopped_stages(folder, manifest):
         logger.warning("The same run was stopped in %s: resume=True goes on with it, or delete that folder.", left.path)
-    stage = Stage(new_stage_path(folder, manifest["target"]))
+    stage = Stage(new_stage_path(folder, manifest["target"]), client=os.getpid())
     return StageOwner(stage, manifest, keep=to.keep_stage, leased=lazy)
 
 

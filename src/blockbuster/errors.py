@@ -116,16 +116,24 @@ class TileError(BlockbusterError, RuntimeError):
         Index of the tile in the grid.
     region : tuple of slice
         The padded region of the tile, voxels of the image.
+    step : str
+        What failed: "reading the image", "the function", "writing", ...
     attempts : tuple of Attempt
         Where it was tried, when each time the process was lost that did so.
     """
 
     def __init__(
-        self, message: str, tile: tuple[int, ...], region: tuple[slice, ...], attempts: Sequence[Attempt] = ()
+        self,
+        message: str,
+        tile: tuple[int, ...],
+        region: tuple[slice, ...],
+        step: str = "",
+        attempts: Sequence[Attempt] = (),
     ) -> None:
         super().__init__(message)
         self.tile = tile
         self.region = region
+        self.step = step
         self.attempts = tuple(attempts)
 
     @classmethod
@@ -141,7 +149,7 @@ class TileError(BlockbusterError, RuntimeError):
             place if it cannot be pickled itself.
         """
         words = f"{type(error).__name__}: {error}"
-        made = cls(f"{_place(tile, region)}: {step} failed with {words}", tile, region)
+        made = cls(f"{_place(tile, region)}: {step} failed with {words}", tile, region, step)
         made.__cause__ = error
         if leaves_process:
             made.add_note("Traceback of the original error:\n" + "".join(traceback.format_exception(error)))
@@ -158,13 +166,14 @@ class TileError(BlockbusterError, RuntimeError):
             "was ended, for more memory or time than it may take: give workers more of both, or a smaller tile_shape.",
             tile,
             region,
+            "the function",
             attempts,
         )
 
     def __reduce__(self) -> tuple[Callable[..., TileError], tuple[Any, ...]]:
         # Pickling by the rules of exceptions would drop the cause.
         notes = list(getattr(self, "__notes__", []))
-        return _restore, (str(self), self.tile, self.region, self.attempts, self.__cause__, notes)
+        return _restore, (str(self), self.tile, self.region, self.step, self.attempts, self.__cause__, notes)
 
 
 def _place(tile: tuple[int, ...], region: tuple[slice, ...]) -> str:
@@ -182,11 +191,12 @@ def _restore(
     message: str,
     tile: tuple[int, ...],
     region: tuple[slice, ...],
+    step: str,
     attempts: tuple[Attempt, ...],
     cause: BaseException | None,
     notes: list[str],
 ) -> TileError:
-    made = TileError(message, tile, region, attempts)
+    made = TileError(message, tile, region, step, attempts)
     made.__cause__ = cause
     for note in notes:
         made.add_note(note)

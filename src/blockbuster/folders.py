@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ class HeldFolder:
 
     def __init__(self, base: Path, kind: str, clean: Callable[[Path], None] | None = None) -> None:
         base.mkdir(parents=True, exist_ok=True)
-        for left in base.glob(f"{kind}-????????"):
+        for left in base.glob(f"{kind}-{8 * '[0-9a-f]'}"):
             _sweep(left, clean)
         self.path = base / f"{kind}-{os.urandom(4).hex()}"
         self.path.mkdir(mode=0o700)
@@ -47,19 +48,29 @@ class HeldFolder:
 
     def remove(self) -> None:
         """Remove the folder; does nothing the second time."""
-        if self._lock.is_locked:
+        if not self._lock.is_locked:
+            return
+        try:
             if self._clean is not None:
                 self._clean(self.path)
+        finally:
             self._lock.release()
             remove_folder(self.path)
 
 
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a folder is one of ours: others may have such a name, too, and belong to anybody."""
+    about, lock = folder.lstat(), (folder / "lock").lstat()
+    mine = about.st_uid == lock.st_uid == os.getuid()
+    return mine and stat.S_ISDIR(about.st_mode) and stat.S_ISREG(lock.st_mode) and time.time() - about.st_mtime > _STALE
+
+
 def _sweep(folder: Path, clean: Callable[[Path], None] | None) -> None:
     try:
-        if time.time() - folder.stat().st_mtime < _STALE:
+        if not _is_abandoned(folder):
             return
         lock = FileLock(folder / "lock").acquire(timeout=0)
-    except (Timeout, PermissionError, FileNotFoundError):
+    except (Timeout, PermissionError, FileNotFoundError, NotADirectoryError):
         return
     with lock:
         if clean is not None:

@@ -313,6 +313,10 @@ class StageOwner(Keeper):
         if keep:
             self._finalizer.detach()
 
+    def spare(self) -> None:
+        """Let nothing but `remove` remove the stage: not an error on the way to the first task, for one."""
+        self._finalizer.detach()
+
     def release(self) -> None:
         """Leave the stage to whoever resumes the run."""
         self._finalizer.detach()

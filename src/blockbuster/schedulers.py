@@ -173,6 +173,9 @@ def check_visible(scheduler: Scheduler, what: str, path: str, option: str) -> No
     asked: dict[str, Any] = client.run(_look_for, path, on_error="return")
     # A worker that ends just now is none that needs to see it.
     seen = {worker: found for worker, found in asked.items() if not isinstance(found, OSError)}
+    for worker, found in seen.items():
+        if isinstance(found, BaseException):
+            raise SchedulerError(f"The worker {worker} cannot run tasks of blockbuster: {found!r}.") from found
     if not seen:
         (found,) = results_of(client, [client.submit(_look_for, path, pure=False)])
         seen = {"the first worker": found}
@@ -198,7 +201,7 @@ def computed(*collections: Any) -> tuple[Any, ...]:
     """
     client = active_scheduler().client
     # A task that waits on a cluster must leave its place to others, which only dask's own way of waiting does.
-    if client is None or in_worker() or not hasattr(client.cluster, "trouble"):
+    if client is None or is_on_cluster() or not hasattr(client.cluster, "trouble"):
         results: tuple[Any, ...] = compute(*collections, optimize_graph=False)
         return results
     return tuple(results_of(client, client.compute(collections, optimize_graph=False)))
@@ -234,7 +237,10 @@ def why_lost(scheduler: Scheduler, attempts: Sequence[Attempt]) -> list[str]:
     client = scheduler.client
     if client is None:
         return []
-    logs: dict[str, Any] = client.get_worker_logs(nanny=True)
+    try:
+        logs: dict[str, Any] = client.get_worker_logs(nanny=True)
+    except Exception as error:  # noqa: BLE001 - told in place of the logs: the error to explain matters more
+        return [f"The logs of the workers could not be read: {error!r}"]
     lines = [line for log in logs.values() if isinstance(log, list | tuple) for _, line in log]
     found: list[str] = []
     for attempt in attempts:

@@ -48,8 +48,23 @@ NEVER_STARTS = frozenset(
         "QOSMaxMemoryPerJob",
         "QOSMaxNodePerJobLimit",
         "QOSMaxWallDurationPerJobLimit",
-        "ReqNodeNotAvail",
         "launch failed requeued held",
+    }
+)
+
+
+_ENDED = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
     }
 )
 
@@ -77,7 +92,7 @@ class JobState:
     @property
     def has_ended(self) -> bool:
         """Whether it will run no more."""
-        return self.state not in {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"}
+        return self.state.split()[0].rstrip("+") in _ENDED
 
     @property
     def never_starts(self) -> bool:
@@ -134,13 +149,15 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     if job_ids:
         listed = _call(["squeue", "--noheader", "--states=all", f"--jobs={','.join(job_ids)}", "-o", "%i|%T|%r|%N"])
         for line in listed.stdout.splitlines():
-            job_id, state, reason, node = line.split("|")
-            found[job_id] = JobState(job_id, state, reason, node, "0:0")
+            told = line.split("|")
+            if len(told) == 4:
+                job_id, state, reason, node = told
+                found[job_id] = JobState(job_id, state, reason, node, "0:0")
     for job_id in job_ids:
         if job_id not in found or found[job_id].has_ended:
-            told = _told_of(job_id)
-            if told is not None:
-                found[job_id] = told
+            shown = _told_of(job_id)
+            if shown is not None:
+                found[job_id] = shown
     return found
 
 
@@ -159,9 +176,10 @@ def _told_of(job_id: str) -> JobState | None:
     )
 
 
-def cancel_jobs(name: str) -> None:
-    """End all jobs of one name that this user has."""
-    _call(["scancel", "--me", f"--name={name}"])
+def cancel_jobs(name: str, job_ids: Sequence[str]) -> None:
+    """End those of some jobs of this user that have this name: a number may be another job's by now."""
+    if job_ids:
+        _call(["scancel", "--me", f"--name={name}", *job_ids])
 
 
 def interface_to_controller() -> str:
@@ -257,4 +275,7 @@ def _directives(script: str) -> str:
 
 
 def _call(command: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    try:
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    except (subprocess.TimeoutExpired, FileNotFoundError) as error:
+        raise SchedulerError(f"SLURM does not answer `{' '.join(command)}`: {error}") from error

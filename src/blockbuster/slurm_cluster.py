@@ -30,8 +30,8 @@ logger = logging.getLogger("blockbuster")
 _POLL = 2.0
 # Jobs that end before any worker has come, after which no more is expected of others.
 _FAILED_STARTS = 3
-# Of the file in the folder that has the name of the jobs.
-_NAME = "job-name"
+# Of the files in the folder that have the name and the numbers of the jobs.
+_NAME, _JOBS = "job-name", "jobs"
 _LOG_LINES = 8
 _LOG_BYTES = 20_000
 
@@ -40,8 +40,15 @@ _LOG_BYTES = 20_000
 class _Submissions:
     """What came of asking for jobs: written by the event loop, read by the watch."""
 
-    accepted: dict[str, float] = field(default_factory=dict)
+    folder: Path
+    accepted: list[str] = field(default_factory=list)
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=1))
+
+    def accept(self, job_id: str) -> None:
+        """Note a job, also for those who find the folder when this process is gone."""
+        self.accepted.append(job_id)
+        with open(self.folder / _JOBS, "a") as file:
+            file.write(f"{job_id}\n")
 
 
 class _Job(SLURMJob):
@@ -58,7 +65,7 @@ class _Job(SLURMJob):
             self._submissions.refusals.append(str(error).partition("stderr:")[2])
             raise
         self._submissions.refusals.clear()
-        self._submissions.accepted[self._job_id_from_submit_output(said)] = time.monotonic()
+        self._submissions.accept(self._job_id_from_submit_output(said))
         return said
 
 
@@ -87,7 +94,7 @@ class SlurmCluster(SLURMCluster):
     def __init__(
         self, *, folder: HeldFolder, minimum: int, maximum: int, start_timeout: float | None, **options: Any
     ) -> None:
-        submissions = _Submissions()
+        submissions = _Submissions(folder.path)
         self._slurm_folder = folder
         (folder.path / _NAME).write_text(options["job_name"])
         self._slurm_watch = _Watch(self, submissions, Path(options["log_directory"]), start_timeout)
@@ -96,12 +103,12 @@ class SlurmCluster(SLURMCluster):
             super().__init__(submissions=submissions, **options)
         try:
             check_script(self.job_script())
-        except SchedulerError:
+            # A job that is idle for a minute has no more to do; a new one would have to queue again.
+            self.adapt(minimum_jobs=minimum, maximum_jobs=maximum, interval="1s", wait_count=60)
+            self._slurm_watch.start()
+        except BaseException:
             self.close()
             raise
-        # A job that is idle for a minute has no more to do; a new one would have to queue again.
-        self.adapt(minimum_jobs=minimum, maximum_jobs=maximum, interval="1s", wait_count=60)
-        self._slurm_watch.start()
 
     @property
     def will_have_gpus(self) -> bool:
@@ -168,7 +175,11 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL):
-            self._look()
+            try:
+                self._look()
+            except SchedulerError as error:
+                # A controller that is restarted, for one.
+                logger.warning("%s", error)
 
     def _look(self) -> None:
         """Take note of what has become of the jobs."""
@@ -245,9 +256,9 @@ def write_credentials(folder: Path) -> Security:
 
 def make_folder(base: Path) -> HeldFolder:
     """A new folder for a cluster; ends the jobs of clusters whose client was killed."""
-    return HeldFolder(base, "slurm", _cancel_named)
+    return HeldFolder(base, "slurm", _cancel_left)
 
 
-def _cancel_named(folder: Path) -> None:
-    if (folder / _NAME).exists():
-        cancel_jobs((folder / _NAME).read_text())
+def _cancel_left(folder: Path) -> None:
+    if (folder / _JOBS).exists():
+        cancel_jobs((folder / _NAME).read_text(), (folder / _JOBS).read_text().split())

@@ -27,7 +27,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -61,9 +61,15 @@ class Stage:
     ----------
     path : str
         Absolute path of the folder.
+    session : str
+        Tells this try of the run from those before, of which tasks may still be at work.
+    client : int
+        Process that started this try; 0 where that is not known.
     """
 
     path: str
+    session: str = ""
+    client: int = 0
 
     # Creation and removal
 
@@ -139,7 +145,7 @@ class Stage:
             with open(mark, "r+b") as file:
                 file.write(data)
                 file.truncate()
-            os.replace(mark, self._numbered("tiles", f"{block_id:06d}.tile", block_id))
+            _publish(mark, self._numbered("tiles", f"{block_id:06d}.tile", block_id))
 
     def tile(self, block_id: int) -> TileRecord:
         """The record of a finished tile.
@@ -159,13 +165,7 @@ class Stage:
     def has_tile(self, block_id: int) -> bool:
         """Whether a tile is finished: its record is there and all its checksums hold."""
         path = self._numbered("tiles", f"{block_id:06d}.tile", block_id)
-        if not os.path.exists(path):
-            return False
-        try:
-            TileRecord.read(path).check()
-        except StageError:
-            return False
-        return True
+        return os.path.exists(path) and _is_whole(path)
 
     def n_tiles(self) -> int:
         """Number of records, damaged ones counted."""
@@ -199,7 +199,7 @@ class Stage:
         """
         who = Attempt(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID", ""))
         for number in range(most):
-            path = self._numbered("tiles", f"{block_id:06d}.part{number}", block_id)
+            path = self._numbered("tiles", f"{block_id:06d}{self._part}{number}", block_id)
             with self._writing():
                 if self._make_mark(path, json.dumps(who).encode()):
                     return path
@@ -229,7 +229,8 @@ class Stage:
 
     def attempts(self, block_id: int | None = None) -> list[Attempt]:
         """Who is, or was when it died, at work on one tile, or on any."""
-        names = "*/*.part*" if block_id is None else f"{block_id // _PER_FOLDER:04d}/{block_id:06d}.part*"
+        folder, name = ("*", "*") if block_id is None else (f"{block_id // _PER_FOLDER:04d}", f"{block_id:06d}")
+        names = f"{folder}/{name}{self._part}*"
         found = []
         for path in sorted(glob.glob(names, root_dir=self._at("tiles"))):
             # One that was killed while it wrote its record has left no name.
@@ -237,16 +238,19 @@ class Stage:
                 found.append(Attempt(*json.loads(Path(self._at("tiles"), path).read_bytes())))
         return found
 
+    @property
+    def _part(self) -> str:
+        return f".{self.session}part"
+
     def note_failure(self, block_id: int) -> int:
         """Note that the function failed on a tile; returns on how many it did."""
-        self._write_numbered("failed", f"{block_id:06d}", block_id, b"")
-        return sum(len(names) for _, _, names in os.walk(self._at("failed")))
+        failed = f"failed{self.session}"
+        self._write_numbered(failed, f"{block_id:06d}", block_id, b"")
+        return sum(len(names) for _, _, names in os.walk(self._at(failed)))
 
-    def forgive(self) -> None:
-        """Forget who failed: the run is tried again."""
-        for path in glob.glob("*/*.part*", root_dir=self._at("tiles")):
-            self.end_attempt(os.path.join(self._at("tiles"), path))
-        self.forget("failed")
+    def tried_again(self) -> Stage:
+        """The stage for another try of the run, which knows nothing of who failed or was lost in those before."""
+        return replace(self, session=uuid.uuid4().hex[:4], client=os.getpid())
 
     # The table
 
@@ -275,6 +279,8 @@ class Stage:
     def _writing(self) -> Iterator[None]:
         try:
             yield
+        except StageError:
+            raise
         except OSError as error:
             raise StageError(
                 f"The stage {self.path} cannot be written: {error}. Give stage_dir= a folder with room that can be "
@@ -289,12 +295,13 @@ class Stage:
 
     def _write_numbered(self, folder: str, name: str, block_id: int, data: bytes) -> None:
         path = self._numbered(folder, name, block_id)
-        try:
-            write_whole(path, data)
-        except FileNotFoundError:
-            self.require()
-            self._make_folders(path)
-            write_whole(path, data)
+        with self._writing():
+            try:
+                write_whole(path, data)
+            except FileNotFoundError:
+                self.require()
+                self._make_folders(path)
+                write_whole(path, data)
 
     def _make_folders(self, path: str) -> None:
         # Not "makedirs": a stage that is removed in between stays removed.
@@ -376,6 +383,29 @@ class TileRecord:
         if len(data) != length or zlib.crc32(data) != checksum:
             raise _damaged(self.path)
         return data
+
+
+def _publish(mark: str, record: str) -> None:
+    """Let a mark be the record of its tile, unless there is one: others may have read that already."""
+    try:
+        os.link(mark, record)
+    except FileExistsError:
+        if not _is_whole(record):
+            os.replace(mark, record)
+            return
+    except OSError:
+        # There are file systems without links.
+        os.replace(mark, record)
+        return
+    os.unlink(mark)
+
+
+def _is_whole(record: str) -> bool:
+    try:
+        TileRecord.read(record).check()
+    except StageError:
+        return False
+    return True
 
 
 def _encode(array: NDArray[Any], pieces: list[bytes]) -> tuple[str, tuple[int, ...], list[tuple[int, int, int, bool]]]:

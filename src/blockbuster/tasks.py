@@ -27,8 +27,8 @@ _ATTEMPTS = 3
 # Tiles that may fail before a run gives up, when no more than these have been finished.
 _FAILURES = 3
 _TOLD = 20
-
-_one_suspect = threading.Lock()
+# Steps that fail for all tiles alike.
+_AT_ONCE = {"staging", "writing", "noting it", "copying chunks"}
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
     TileError
         If the process that worked on the tile was lost too often.
     """
-    _end_with_parent()
+    _end_with(stage.client)
     with blaming(tile, "staging"):
         mark = stage.begin_attempt(number, 1)
     if mark is not None:
@@ -79,10 +79,10 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
 
 
 @functools.cache
-def _end_with_parent() -> None:
-    """Let a process of a pool go when the client is killed: it would wait for its next task for ever."""
+def _end_with(client: int) -> None:
+    """Let a process of the client's pool go when the client is killed: it would wait for its next task for ever."""
     parent = multiprocessing.parent_process()
-    if parent is None or is_on_cluster():
+    if parent is None or parent.pid != client:
         return
 
     def watch() -> None:
@@ -107,7 +107,14 @@ def _alone(stage: Stage) -> contextlib.AbstractContextManager[object]:
     The others that were so at the same time are innocent: were they tried beside it again, they would be lost with it
     again, and blamed. A pool of processes ends as a whole, a worker of a cluster by itself.
     """
-    return _one_suspect if is_on_cluster() else FileLock(os.path.join(stage.path, "suspects.lock"), poll_interval=0.02)
+    if is_on_cluster():
+        return _one_suspect(stage.path)
+    return FileLock(os.path.join(stage.path, "suspects.lock"), poll_interval=0.02)
+
+
+@functools.lru_cache(maxsize=64)
+def _one_suspect(_stage: str) -> threading.Lock:
+    return threading.Lock()
 
 
 def kept_back(stage: Stage, number: int, error: TileError) -> TileError:
@@ -115,7 +122,7 @@ def kept_back(stage: Stage, number: int, error: TileError) -> TileError:
 
     It is raised at once where the stage or the output is what fails, or failing is the rule.
     """
-    if isinstance(error.__cause__, StageError | OutputError):
+    if error.step in _AT_ONCE or isinstance(error.__cause__, StageError | OutputError):
         raise error
     # Frames keep the run, and with it the stage, for as long as the error is kept; a pickled error tells them in words.
     error.__traceback__ = None
