@@ -835,8 +835,8 @@ def test_a_run_on_a_lazy_image_resumes(cells: Path, tmp_path: Path) -> None:
         stops.unlink()
         done = recording.n_calls
         labels = blockbuster.tile_process(load_ome_zarr(cells), recording, write_to=out, resume=True)
-    # The tile that failed is the only one that was made twice.
-    assert (done, recording.n_calls) == (6, 27 + 1)
+    # Five were made, then more failed than that; those that failed are the only ones that were tried twice.
+    assert (done, recording.n_calls) == (5 + 6, 27 + 6)
     assert_same_objects(labels.compute(), scipy.ndimage.label(mask((2, 24, 24, 24))[0])[0])
 
 

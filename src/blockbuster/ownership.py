@@ -149,12 +149,20 @@ def _mutex(stage: Stage) -> Iterator[None]:
     """
     if not os.path.isdir(_holders(stage)):
         raise FileNotFoundError(stage.path)
-    with FileLock(os.path.join(stage.path, "mutex")):
+    lock = FileLock(os.path.join(stage.path, "mutex"))
+    try:
+        lock.acquire()
+    except FileExistsError as error:
+        # The stage was removed while the lock was about to make its folder again.
+        raise FileNotFoundError(stage.path) from error
+    try:
         if not os.path.isdir(_holders(stage)):
             # The stage was removed in between, and the lock has made its folder again.
             stage.remove()
             raise FileNotFoundError(stage.path)
         yield
+    finally:
+        lock.release()
 
 
 def _is_held(stage: Stage) -> bool:
