@@ -44,7 +44,7 @@ STEPS = {
     "output made": Moment("blockbuster.outputs:Output.create", 1, before=False),
     "in the function": Moment("scipy.ndimage:label", 30, before=True),
     "staging": Moment("blockbuster.stage:Stage.write_tile", 30, before=True),
-    "staging, record not in place": Moment("os:replace", 30, before=True, pattern=r"\.tile$"),
+    "staging, record not in place": Moment("os:link", 30, before=True, pattern=r"\.tile$"),
     "tile staged": Moment("blockbuster.stage:Stage.write_tile", 30, before=False),
     "scanning": Moment("blockbuster.rules:Touching.join", 30, before=True),
     "uniting": Moment("blockbuster.steps:make_table", 1, before=True),
