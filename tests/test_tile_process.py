@@ -602,7 +602,7 @@ def test_progress_of_a_failed_run_does_not_claim_to_be_done(image: NDArray[Any])
     calls: list[tuple[int, int]] = []
     with pytest.raises(blockbuster.TileError):
         tile_process(image, failing, compute=True, progress=lambda *a: calls.append(a))
-    assert calls == []
+    assert all(done < total for done, total in calls)
 
 
 def failing(block: NDArray[Any]) -> NDArray[Any]:
@@ -779,7 +779,7 @@ def test_use_gpu_is_refused_on_a_cluster_without_the_resource(
 def test_make_local_cluster_listens_on_the_loopback_and_becomes_the_scheduler(image: NDArray[Any]) -> None:
     client, cluster = blockbuster.make_local_cluster(n_workers=1, threads_per_worker=2, memory_limit="1GiB")
     try:
-        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
         (worker,) = client.scheduler_info()["workers"].values()
         assert worker["nthreads"] == 2
         assert worker["memory_limit"] == 2**30
