@@ -203,6 +203,31 @@ def test_a_cluster_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "system-tmp") == []
 
 
+LEFT_OPEN = """
+import blockbuster
+
+if __name__ == "__main__":
+    client, cluster = blockbuster.make_local_cluster(n_workers=1)
+    print(client.submit(sum, [1, 2]).result())
+"""
+
+
+def test_a_cluster_that_is_left_open_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    script, temporary = tmp_path / "left_open.py", tmp_path / "its-own"
+    script.write_text(LEFT_OPEN)
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+    assert os.listdir(temporary) == []
+
+
 def children() -> set[int]:
     """The processes that belong to this one, but those that watch over the resources of others."""
     found = psutil.Process().children(recursive=True)

@@ -310,7 +310,7 @@ def test_a_single_value_is_copied_or_refused_in_the_same_way_everywhere(kind: st
 
 @synchronous
 def test_large_tiles_are_read_in_parts(image: NDArray[Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockbuster.tilewise._PART", 100)
+    monkeypatch.setattr("blockbuster.tilewise.PART", 100)
     source = stored(folder / "a.zarr", image, chunks=(5, 9), shards=(10, 18))
     mask = image % 3 == 0
     for name, expected in [("b.zarr", image), ("c.zarr", np.where(mask, image, 0))]:

@@ -651,8 +651,8 @@ def test_what_is_no_number_is_refused(dtype: str, way: dict[str, Any]) -> None:
 
 def limit_parts(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Let tasks work on parts of so many bytes, however much of what one reads others read as well."""
-    monkeypatch.setattr(tilewise, "_PART", size)
-    monkeypatch.setattr(tilewise, "_OVERLAPPING_PART", size)
+    monkeypatch.setattr(tilewise, "PART", size)
+    monkeypatch.setattr(tilewise, "OVERLAPPING_PART", size)
     monkeypatch.setattr(tilewise, "_AGAIN", float("inf"))
 
 

@@ -259,6 +259,33 @@ def test_the_next_cluster_ends_the_jobs_that_a_killed_client_left(start: Any, fo
     assert chunks_of(folder / "labels.zarr") == undisturbed(folder)
 
 
+LEFT_OPEN = """
+import sys
+import blockbuster
+
+if __name__ == "__main__":
+    options = dict(cores=1, memory="1GiB", walltime=30, folder=sys.argv[1], job_name=sys.argv[2])
+    client, cluster = blockbuster.make_slurm_cluster(1, **options)
+    print(client.submit(sum, [1, 2]).result())
+"""
+
+
+@pytest.mark.usefixtures("start")
+def test_a_cluster_that_is_left_open_ends_with_its_process(folder: Path) -> None:
+    name, script = "blockbuster-test-left-open", folder.parent / "left_open.py"
+    script.write_text(LEFT_OPEN)
+    (folder / "cluster").mkdir()
+    done = subprocess.run(
+        [sys.executable, script, folder / "cluster", name],
+        capture_output=True,
+        text=True,
+        timeout=slurm.PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+    assert slurm.jobs_of(name) == {}
+
+
 # Jobs that SLURM ends over one tile
 
 

@@ -85,7 +85,7 @@ def workers_of(scheduler: Scheduler) -> Workers:
     if scheduler.client is not None:
         return _of_cluster(scheduler)
     memory, words = memory_limit(), "what this process may hold"
-    most = memory + psutil.swap_memory().total
+    most = process_memory()
     if scheduler.kind == "processes":
         n = _n_threads()
         return Workers(n, n, min(n, cpu_count()), memory // n, most, _FRESH, words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -58,4 +57,5 @@ class OwnLocalCluster(LocalCluster):
 
     async def _close(self) -> None:
         await super()._close()
-        await asyncio.to_thread(self._held_folder.remove)
+        # Not in a thread: there are no new ones while the interpreter exits, which closes clusters that are left open.
+        self._held_folder.remove()

@@ -33,6 +33,8 @@ from blockbuster.schedulers import Scheduler
 from blockbuster.sources import GraphImage, Image, StoredImage
 
 __all__ = [
+    "OVERLAPPING_PART",
+    "PART",
     "ArrayRun",
     "FolderNeeds",
     "Intent",
@@ -54,9 +56,10 @@ logger = logging.getLogger("blockbuster")
 
 # Bytes per voxel beside the image while a tile is labelled.
 _LABELLING = 1 + 4 + 4
-# Bytes of a part that a task works on, and of one that reads what others read as well.
-_PART = 1 << 24
-_OVERLAPPING_PART = 1 << 28
+# Bytes that a task works on at once: what it makes is put together from parts, where it would take more. And the same
+# for a part that reads what others read as well.
+PART = 1 << 24
+OVERLAPPING_PART = 1 << 28
 # Bytes of the least record of a tile in a stage.
 _RECORD = 40
 # Compressed, labels are seldom more than this share of themselves as uint32, and images seldom less than this.
@@ -302,7 +305,7 @@ def _one_array(
     made = math.prod(tile.shape) * array.dtype.itemsize
     if isinstance(array.source, str):
         # From the array before it, part by part.
-        return tile.shape, array.dtype, made, 2 * made + _PART
+        return tile.shape, array.dtype, made, 2 * made + PART
     shape = array.source.shape
     read = array.kernel.source(tile.core, shape)
     block = math.prod(region_shape(read)) * array.source.dtype.itemsize
@@ -312,7 +315,7 @@ def _one_array(
         least = block if isinstance(array.source, GraphImage) else 0
         return region_shape(read), array.source.dtype, least, work + 2 * made
     may_copy_files = is_stored and getattr(array.kernel, "keeps_values", False)
-    part = _OVERLAPPING_PART if _reads_again(array.kernel, tile.core, shape) else _PART
+    part = OVERLAPPING_PART if _reads_again(array.kernel, tile.core, shape) else PART
     return tile.shape, array.dtype, 0 if may_copy_files else made, min(work, part) + 2 * made
 
 
@@ -334,9 +337,7 @@ def _folder(what: str, to: Destination, home: Path | None, *, files: int, more: 
 
 
 def _with_bytes(folder: FolderNeeds, least: float, likely: float) -> FolderNeeds:
-    return FolderNeeds(
-        folder.what, folder.option, folder.path, folder.files, folder.most_files, int(least), int(max(likely, least))
-    )
+    return replace(folder, bytes=int(least), likely_bytes=int(max(likely, least)))
 
 
 # What does not fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import os
@@ -125,8 +124,11 @@ class SlurmCluster(SLURMCluster):
 
     async def _close(self) -> None:
         await super()._close()
-        await asyncio.to_thread(self._slurm_watch.stop)
-        await asyncio.to_thread(self._slurm_folder.remove)
+        # Not in threads: there are no new ones while the interpreter exits, which closes clusters that are left open.
+        try:
+            self._slurm_watch.stop()
+        finally:
+            self._slurm_folder.remove()
 
 
 class _Watch:
@@ -163,9 +165,10 @@ class _Watch:
         if self._thread.is_alive():
             self._thread.join()
         for _ in range(50):
-            states = job_states(list(self._submissions.accepted))
+            states = job_states(self._open_jobs())
             if all(state.has_ended for state in states.values()):
                 return
+            self._states.update(states)
             time.sleep(0.1)
 
     def fate(self, job_id: str) -> str | None:

@@ -227,15 +227,14 @@ class Stage:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(mark)
 
-    def attempts(self, block_id: int | None = None) -> list[Attempt]:
-        """Who is, or was when it died, at work on one tile, or on any."""
-        folder, name = ("*", "*") if block_id is None else (f"{block_id // _PER_FOLDER:04d}", f"{block_id:06d}")
-        names = f"{folder}/{name}{self._part}*"
+    def attempts(self, block_id: int) -> list[Attempt]:
+        """Who is, or was when it died, at work on a tile."""
+        marks = self._numbered("tiles", f"{block_id:06d}{self._part}", block_id)
         found = []
-        for path in sorted(glob.glob(names, root_dir=self._at("tiles"))):
+        for path in sorted(glob.glob(f"{glob.escape(marks)}*")):
             # One that was killed while it wrote its record has left no name.
             with contextlib.suppress(FileNotFoundError, ValueError):
-                found.append(Attempt(*json.loads(Path(self._at("tiles"), path).read_bytes())))
+                found.append(Attempt(*json.loads(Path(path).read_bytes())))
         return found
 
     @property

@@ -39,7 +39,7 @@ from blockbuster.encoding import Encoding, ZarrFormat
 from blockbuster.errors import GeometryError, OutputError, TileError
 from blockbuster.graph import Input, Pass, PassesGraph, array_of_tiles, compute_arrays, map_tiles
 from blockbuster.grid import Region, Tile, TileGrid, region_shape
-from blockbuster.needs import array_needs, ready
+from blockbuster.needs import OVERLAPPING_PART, PART, array_needs, ready
 from blockbuster.outputs import Members, Output, Part, Patch, consolidate, plan_output
 from blockbuster.progress import show_lines, shown
 from blockbuster.raw import RawChunks, can_copy_raw
@@ -54,10 +54,7 @@ __all__ = ["ArrayPlan", "Kernel", "TilePlan", "make_array", "make_store"]
 
 logger = logging.getLogger("blockbuster")
 
-# Bytes that a task may work on at once.
-_PART = 1 << 24
-# The same for a part that reads what others read as well, and how much more two halves of it may read than the whole.
-_OVERLAPPING_PART = 1 << 28
+# How much more two halves of a part may read than the whole.
 _AGAIN = 1.5
 
 
@@ -560,12 +557,12 @@ def _parts(region: Region, kernel: Kernel, image: StoredImage) -> Iterator[Regio
     """A region cut so that what each part reads fits into the memory of a task, at chunks of it where that can be."""
     read = kernel.source(region, image.shape)
     work = _voxels(read) * kernel.work_bytes(image.dtype)
-    if work <= _PART or _voxels(region) <= 1:
+    if work <= PART or _voxels(region) <= 1:
         yield region
         return
     halves = _halves(region, read, image)
     again = sum(_voxels(kernel.source(half, image.shape)) for half in halves) / _voxels(read)
-    if again > 1 and (work <= _OVERLAPPING_PART or again > _AGAIN):
+    if again > 1 and (work <= OVERLAPPING_PART or again > _AGAIN):
         yield region
         return
     for half in halves:
