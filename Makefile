@@ -2,7 +2,7 @@
 # Only test-slurm changes the system: as root, on Debian, it installs and starts a SLURM of its own.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm chaos lint types check docs docs-images clean
+.PHONY: help demo test test-long test-slurm chaos lint types check docs docs-images clean
 
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 IS_RECENT := "import sys; sys.exit(sys.version_info < (3, 11))"
@@ -15,6 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 help:
 	@echo "make demo         segment a real image in tiles, and draw what came out"
 	@echo "make test         run the tests; ARGS='-m \"not slow\"' leaves out the slow ones"
+	@echo "make test-long    run the tests that take minutes each: large volumes, all benchmarks at toy size"
 	@echo "make test-slurm   run the tests that submit jobs, on a SLURM of two nodes started here for them (root, Debian)"
 	@echo "make chaos        kill workers, pools and clients at many random moments of runs (half an hour)"
 	@echo "make lint         check style"
@@ -29,6 +30,9 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+
+test-long: .venv/installed-test
+	BLOCKBUSTER_TEST_LONG=1 $(BIN)/python -m pytest -m long $(ARGS)
 
 test-slurm: .venv/installed-test
 	tests/slurm/with-slurm.sh env BLOCKBUSTER_TEST_SLURM=1 $(BIN)/python -m pytest -m slurm $(ARGS)

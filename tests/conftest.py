@@ -37,7 +37,9 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out what needs SLURM where there is none for tests."""
+    """Leave out what takes minutes unless it is asked for, and what needs SLURM where there is none for tests."""
+    if item.get_closest_marker("long") and os.environ.get("BLOCKBUSTER_TEST_LONG") != "1":
+        pytest.skip("takes minutes: `make test-long` runs it")
     if item.get_closest_marker("slurm") and (reason := slurm.reason_to_skip()):
         pytest.skip(reason)
 

@@ -87,6 +87,7 @@ def _region(start: tuple[int, ...], stop: tuple[int, ...], margin: int = 0) -> t
     return tuple(slice(max(a - margin, 0), min(b + margin, SIDE)) for a, b in zip(start, stop, strict=True))
 
 
+@pytest.mark.long
 def test_a_virtual_volume_of_4096_cubed_with_ten_objects_takes_less_than_500_mb(tmp_path: Path) -> None:
     """64 GiB of voxels, of which few chunks are there; the labels would be 256 GiB."""
     image = zarr.create_array(tmp_path / "in.zarr", shape=(SIDE,) * 3, chunks=TILE, dtype="uint8", fill_value=0)
