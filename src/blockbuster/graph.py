@@ -41,6 +41,7 @@ __all__ = [
     "Input",
     "Pass",
     "PassesGraph",
+    "ReducingGraph",
     "RunGraph",
     "Steps",
     "array_of",
@@ -53,6 +54,7 @@ __all__ = [
     "renumbered_blocks",
     "run_graph",
     "scalar_of",
+    "table_of_tiles",
     "values_in_graph",
 ]
 
@@ -64,6 +66,8 @@ _SCAN_TASKS = 64
 # Tasks of one step, above which tiles are taken in batches: a task costs its client and scheduler some kilobytes and a
 # millisecond, and this many keep thousands of workers busy.
 _MOST_TASKS = 20_000
+# Values that one task makes one of.
+_FAN_IN = 8
 # Tasks of a layer that are looked at for what they read: a layer reads from one object, or each task from its own.
 _LEAVES = 10_000
 
@@ -330,6 +334,54 @@ class PassesGraph:
         self._layers[batches.name] = layer
 
 
+class ReducingGraph:
+    """The graph of a pass whose values are joined to one, a few at a time: no task is given many, nor is the client.
+
+    Attributes
+    ----------
+    batches : dict of int
+        Tiles in each task of one name of keys.
+    """
+
+    def __init__(self, one: Pass, join: Callable[[list[Any]], Any]) -> None:
+        token = uuid.uuid4().hex
+        name, joined = f"tiles-{token}", f"joined-{token}"
+        self._layers: dict[str, Any] = {}
+        self._dependencies: dict[str, set[str]] = {}
+        task = _pass_tasks(one, name, self._layers, self._dependencies)
+        batches = _Batches(name, one.block_ids, 1 if one.inputs else None)
+        way = functools.partial(_joined_tiles, join)
+        layer: Layer = {key: task(key, way, batch, []) for key, batch in batches}
+        self.batches = {name: batches.size}
+        self._dependencies[name] = set(self._layers)
+        self._layers[name] = layer
+        tree = _tree(joined, join, list(layer))
+        self._layers[joined] = tree
+        self._dependencies[joined] = {name}
+        self._end = list(tree)[-1]
+
+    def compute(self) -> Any:
+        """Run all; returns the one value."""
+        name = f"end-{uuid.uuid4().hex}"
+        end = {name: Task(name, _itself, TaskRef(self._end))}
+        layers = {**self._layers, name: end}
+        dependencies = {**self._dependencies, name: {self._end[0]}}
+        (value,) = computed(Delayed(name, HighLevelGraph(layers, dependencies)))
+        return value
+
+
+def _tree(name: str, join: Callable[[list[Any]], Any], keys: Sequence[Any]) -> Layer:
+    """Tasks that join the values of some keys, in rounds; the last of them joins all."""
+    layer: Layer = {}
+    while True:
+        groups = [keys[begin : begin + _FAN_IN] for begin in range(0, len(keys), _FAN_IN)] or [[]]
+        keys = [(name, len(layer) + number) for number in range(len(groups))]
+        for key, group in zip(keys, groups, strict=True):
+            layer[key] = Task(key, join, List(*map(TaskRef, group)))
+        if len(groups) == 1:
+            return layer
+
+
 def map_tiles(
     function: Callable[[Tile, NDArray[Any] | None], Any],
     grid: TileGrid,
@@ -372,6 +424,24 @@ def array_of_tiles(one: Pass, dtype: np.dtype[Any]) -> da.Array:
     dependencies[name] = set(layers)
     layers[name] = blocks
     return da.Array(HighLevelGraph(layers, dependencies), name, one.grid.chunks, dtype=dtype)
+
+
+def table_of_tiles(one: Pass, n_columns: int, dtype: np.dtype[Any]) -> da.Array:
+    """The lazy array of the rows that a pass finds, tile after tile: how many there are is not known before."""
+    name = f"rows-{uuid.uuid4().hex}"
+    layers: dict[str, Any] = {}
+    dependencies: dict[str, set[str]] = {}
+    task = _pass_tasks(one, name, layers, dependencies)
+    blocks: Layer = {}
+    for number, (_, batch) in enumerate(_Batches(name, one.block_ids, 1 if one.inputs else None)):
+        blocks[(name, number, 0)] = task((name, number, 0), _stacked, batch, [])
+    rows: tuple[float, ...] = (np.nan,) * len(blocks)
+    if not blocks:
+        rows, key = (0,), (name, 0, 0)
+        blocks[key] = Task(key, np.empty, (0, n_columns), dtype)
+    dependencies[name] = set(layers)
+    layers[name] = blocks
+    return da.Array(HighLevelGraph(layers, dependencies), name, (rows, (n_columns,)), dtype=dtype)
 
 
 def _pass_tasks(
@@ -546,8 +616,26 @@ def _each(function: Callable[..., Any], batch: tuple[int, ...], *blocks: Any) ->
     return [function(number, *blocks) for number in batch]
 
 
+def _joined_tiles(
+    join: Callable[[list[Any]], Any], function: Callable[..., Any], batch: tuple[int, ...], *blocks: Any
+) -> Any:
+    """One value of some tiles, of which two values are held at a time."""
+    first, *others = batch
+    return functools.reduce(
+        lambda made, number: join([made, function(number, *blocks)]), others, function(first, *blocks)
+    )
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
 def _only(function: Callable[..., Any], batch: tuple[int, ...], *blocks: Any) -> Any:
     return function(batch[0], *blocks)
+
+
+def _stacked(function: Callable[..., Any], batch: tuple[int, ...], *blocks: Any) -> NDArray[Any]:
+    return np.concatenate([function(number, *blocks) for number in batch])
 
 
 def _flat(values: Sequence[list[Any]]) -> list[Any]:

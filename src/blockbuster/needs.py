@@ -47,6 +47,7 @@ __all__ = [
     "largest_tile",
     "likely_peak",
     "ready",
+    "row_needs",
     "short_of",
     "tiles_each",
     "trying",
@@ -155,6 +156,30 @@ class ArrayRun(Protocol):
         """Numbers of the tiles of one array that are made."""
 
 
+class RowRun(Protocol):
+    """What is known of a run that makes rows of tiles."""
+
+    @property
+    def operation(self) -> str:
+        """Name of the public function."""
+
+    @property
+    def image(self) -> Image:
+        """What is read."""
+
+    @property
+    def grid(self) -> TileGrid:
+        """Its tiles, with what is read around them."""
+
+    @property
+    def tiles(self) -> Sequence[int]:
+        """Numbers of those of the run."""
+
+    @property
+    def kernel(self) -> Any:
+        """What finds the rows."""
+
+
 @dataclass(frozen=True)
 class FolderNeeds:
     """What a run leaves in one folder while it goes on.
@@ -257,6 +282,19 @@ def array_needs(run: ArrayRun, to: Destination) -> Needs:
     return Needs(run.operation, n, shape, dtype, least, likely, 0, (journal, output))
 
 
+def row_needs(run: RowRun, to: Destination) -> Needs:
+    """What a run needs that makes rows of tiles."""
+    n, dtype = len(run.tiles), run.image.dtype
+    shape = _largest([tile.padded_shape for tile in _candidates(run.grid, run.tiles)])
+    voxels = math.prod(shape) if n else 0
+    folders: tuple[FolderNeeds, ...] = ()
+    if to.write_to is not None:
+        stage = _with_bytes(_folder("stage", to, run.image.home, files=n, more=0), n * _RECORD, n * _RECORD)
+        folders = (stage, _folder("output", to, None, files=1, more=0))
+    least, likely = voxels * dtype.itemsize, voxels * run.kernel.work_bytes(dtype)
+    return Needs(run.operation, n, shape, dtype, least, max(least, likely), 0, folders)
+
+
 def largest_tile(grid: TileGrid, tiles: Sequence[int]) -> Tile:
     """The tile that has the most voxels, its halo counted."""
     return max(_candidates(grid, tiles), key=lambda tile: math.prod(tile.padded_shape))
@@ -310,9 +348,10 @@ def _one_array(
     read = array.kernel.source(tile.core, shape)
     block = math.prod(region_shape(read)) * array.source.dtype.itemsize
     work = math.prod(region_shape(read)) * array.kernel.work_bytes(array.source.dtype)
-    if not isinstance(array.source, StoredImage):
-        # Dask hands a task all that it needs at once: of a numpy array it is a view.
-        least = block if isinstance(array.source, GraphImage) else 0
+    is_whole = getattr(array.kernel, "whole_tiles", False)
+    if is_whole or not isinstance(array.source, StoredImage):
+        # A task has all that it needs at once: of a numpy array a view, but where the kernel wants it for its own.
+        least = block if is_whole or isinstance(array.source, GraphImage) else 0
         return region_shape(read), array.source.dtype, least, work + 2 * made
     may_copy_files = is_stored and getattr(array.kernel, "keeps_values", False)
     part = OVERLAPPING_PART if _reads_again(array.kernel, tile.core, shape) else PART

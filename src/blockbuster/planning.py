@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 from dask.utils import format_time
 
+from blockbuster.blobs import detect_blobs
 from blockbuster.capacity import Room, Workers, planned_workers, room_at, size_words, workers_of
 from blockbuster.errors import CapacityError, ParameterError
 from blockbuster.grid import TileGrid
 from blockbuster.labels import label
+from blockbuster.mapping import map_tiles
 from blockbuster.needs import FolderNeeds, Intent, Needs, intercepting, likely_peak, short_of, tiles_each
 from blockbuster.outputs import plan_output
+from blockbuster.parquet import TableFile
 from blockbuster.pyramid import downsample
 from blockbuster.reads import Reads, padded_spans, reads_of, source_spans, stored_chunk_shape
+from blockbuster.rowwise import RowPlan
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, MemoryImage
+from blockbuster.tables import map_tiles_to_table
 from blockbuster.tiles import merge_tile_labels, tile_process
 from blockbuster.transfer import copy
 from blockbuster.trials import Trials, estimate, make_trials
@@ -33,8 +38,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         label,
         tile_process,
         merge_tile_labels,
+        map_tiles,
         copy,
         downsample,
+        map_tiles_to_table,
+        detect_blobs,
         write_image,
         write_labels,
         pyramid,
@@ -254,8 +262,9 @@ def plan(
     *arguments
         As for the operation: such as `fn` of `tile_process`, or `scale_factor` of `downsample`.
     operation : str or callable, optional
-        One of `label`, `tile_process`, `merge_tile_labels`, `copy`, `downsample`, `write_image`, `write_labels` and
-        `pyramid`, or its name. Default: `tile_process` where a function is given, else `label`.
+        One of `label`, `tile_process`, `merge_tile_labels`, `map_tiles`, `map_tiles_to_table`, `detect_blobs`, `copy`,
+        `downsample`, `write_image`, `write_labels` and `pyramid`, or its name. Default: `tile_process` where a function
+        is given, else `label`.
     n_workers : int, optional
         Worker processes of a cluster that is to be started. Default: those of the active scheduler.
     threads_per_worker : int, optional
@@ -341,8 +350,11 @@ def _check_output(function: Callable[..., Any], intent: Intent) -> None:
     to, run = intent.to, intent.run
     if to.write_to is None or to.resume or function in (write_image, write_labels, pyramid):
         return
+    if isinstance(run, RowPlan):
+        TableFile(to.root, "").check(overwrite=to.overwrite)
+        return
     homes = [*getattr(run, "folders", ()), *(home for image in run.inputs for home in image.homes)]
-    patches = function in (copy, downsample) and (run.mask is not None or run.block_ids is not None)
+    patches = function in (map_tiles, copy, downsample) and (run.mask is not None or run.block_ids is not None)
     plan_output(to.root, to.component, overwrite=to.overwrite, inputs=homes, patches=patches)
 
 
@@ -408,18 +420,21 @@ def _reads(run: Any) -> Reads:
     if not hasattr(run, "arrays"):
         ones = (1,) * run.grid.ndim
         return reads_of(run.image, run.grid, run.tiles, padded_spans(run.grid), ones)
-    found = [
-        reads_of(
-            array.source,
-            array.grid,
-            run.tiles(array),
-            source_spans(array.grid, array.kernel, array.source.shape),
-            getattr(array.kernel, "factors", (1,) * array.grid.ndim),
-        )
-        for array in run.arrays
-        if not isinstance(array.source, str)
-    ]
+    found = [_array_reads(array, run.tiles(array)) for array in run.arrays if not isinstance(array.source, str)]
     return Reads(*(sum(getattr(one, field.name) for one in found) for field in fields(Reads)))
+
+
+def _array_reads(array: Any, tiles: Sequence[int]) -> Reads:
+    """What is read of the image that one array is made from."""
+    image, grid, kernel = array.source, array.grid, array.kernel
+    if not hasattr(kernel, "image_grid"):
+        factors = getattr(kernel, "factors", (1,) * grid.ndim)
+        return reads_of(image, grid, tiles, source_spans(grid, kernel, image.shape), factors)
+    if 0 in image.shape:
+        return Reads(0, 0, 0, 0)
+    # The axes of the result are not those of the image.
+    there = kernel.image_grid(grid, image.shape)
+    return reads_of(image, there, tiles, padded_spans(there), (1,) * there.ndim)
 
 
 def _disks(needs: Needs, rooms: Sequence[Room], trials: Trials | None) -> Iterator[DiskUse]:

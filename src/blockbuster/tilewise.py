@@ -59,7 +59,11 @@ _AGAIN = 1.5
 
 
 class Kernel(Protocol):
-    """Makes any region of a result from a region of an image."""
+    """Makes any region of a result from a region of an image.
+
+    One with an attribute `whole_tiles` that is true is asked for whole tiles only, never for parts of them, and gets
+    each block as an array of its own.
+    """
 
     def source(self, region: Region, shape: Sequence[int]) -> Region:
         """What `region` of the result needs of an image of `shape`."""
@@ -418,7 +422,8 @@ class _Work:
     def _made(self, tile: Tile, blocks: Sequence[NDArray[Any]]) -> NDArray[Any]:
         if self.image is None:
             with blaming(tile, "the function"):
-                made = self.kernel(np.asarray(blocks[0]), tile.core, self.image_shape)
+                block = _own(blocks[0]) if _takes_whole_tiles(self.kernel) else np.asarray(blocks[0])
+                made = self.kernel(block, tile.core, self.image_shape)
         else:
             made = self._read_and_made(tile, self.image)
         return made.astype(self.dtype, copy=False)
@@ -428,7 +433,7 @@ class _Work:
 
         What is not handed on is in memory that is used again.
         """
-        parts = list(_parts(tile.core, self.kernel, image))
+        parts = [tile.core] if _takes_whole_tiles(self.kernel) else list(_parts(tile.core, self.kernel, image))
         if len(parts) == 1:
             return self._part(tile, image, tile.core)
         is_lent = self.output is not None
@@ -441,7 +446,8 @@ class _Work:
     def _part(self, tile: Tile, image: StoredImage, part: Region) -> NDArray[Any]:
         region = self.kernel.source(part, image.shape)
         with blaming(tile, "reading the image"):
-            lent = scratch("read", region_shape(region), image.dtype) if self.output is not None else None
+            is_lent = self.output is not None and not _takes_whole_tiles(self.kernel)
+            lent = scratch("read", region_shape(region), image.dtype) if is_lent else None
             block = image.read(region, lent)
         with blaming(tile, "the function"):
             return self.kernel(block, part, image.shape)
@@ -527,7 +533,7 @@ def _input(image: Image, region: Callable[[Tile], Region]) -> Input:
 def _within(mask: Image, grid: TileGrid, block_ids: Sequence[int]) -> list[int]:
     """The tiles that a mask meets."""
     stored = mask if isinstance(mask, StoredImage) else None
-    meets = map_tiles(_Meets(stored), grid, block_ids, given(mask))
+    meets = map_tiles(_Meets(stored), replace(grid, overlap=(0,) * grid.ndim), block_ids, given(mask))
     return [n for n, met in zip(block_ids, meets, strict=True) if met]
 
 
@@ -551,6 +557,15 @@ def _verify(plan: TilePlan, works: Sequence[_Work], passes: Sequence[Pass]) -> N
                 f"{len(bad)} tiles of {array.name or 'the output'}, the first of them {bad[0]}, were read back with "
                 "other checksums than they were written with: the disk, or what else writes to it, damages data."
             )
+
+
+def _takes_whole_tiles(kernel: Kernel) -> bool:
+    return getattr(kernel, "whole_tiles", False)
+
+
+def _own(block: NDArray[Any]) -> NDArray[Any]:
+    """A copy in native byte order: a function may write to its block, and others may share the one given."""
+    return np.array(block, dtype=block.dtype.newbyteorder("="), order="C")
 
 
 def _parts(region: Region, kernel: Kernel, image: StoredImage) -> Iterator[Region]:

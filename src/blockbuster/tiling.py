@@ -16,7 +16,7 @@ from blockbuster.grid import TileGrid
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, MemoryImage
 
-__all__ = ["TileShape", "check_block_ids", "make_grid", "make_writing_grid"]
+__all__ = ["TileShape", "check_block_ids", "make_grid", "make_writing_grid", "warn_of_amplification"]
 
 TileShape: TypeAlias = (
     Sequence[int] | Literal["auto"] | Callable[[tuple[int, ...], np.dtype[Any]], Sequence[int]] | None
@@ -43,12 +43,18 @@ def make_grid(image: Image, tile_shape: TileShape, overlap: int | Sequence[int],
         grid = TileGrid.from_chunks(image.chunks, overlap)
     else:
         grid = TileGrid.regular(image.shape, _tile_shape(image, tile_shape, overlap, use_gpu), overlap)
-    _warn_of_amplification(grid)
+    warn_of_amplification(grid)
     return grid
 
 
 def make_writing_grid(
-    shape: Sequence[int], tile_shape: TileShape, unit: Sequence[int], *, dtype: np.dtype[Any], reads: Sequence[int]
+    shape: Sequence[int],
+    tile_shape: TileShape,
+    unit: Sequence[int],
+    *,
+    dtype: np.dtype[Any],
+    reads: Sequence[int],
+    voxel_bytes: int | None = None,
 ) -> TileGrid:
     """The grid of a run that writes units of storage, whole chunks or shards: no two tiles share one.
 
@@ -60,6 +66,8 @@ def make_writing_grid(
         Voxels of a unit.
     reads : sequence of int
         Voxels, of the result, that one chunk of the image makes.
+    voxel_bytes : int, optional
+        Bytes that are held for each voxel of the result. Default: its own.
 
     Raises
     ------
@@ -71,7 +79,7 @@ def make_writing_grid(
     if tile_shape is None or isinstance(tile_shape, str):
         if tile_shape not in (None, "auto"):
             raise _unknown(tile_shape)
-        return TileGrid.regular(shape, _whole_units(shape, unit, dtype.itemsize, reads))
+        return TileGrid.regular(shape, _whole_units(shape, unit, voxel_bytes or dtype.itemsize, reads))
     grid = TileGrid.regular(shape, tile_shape(tuple(shape), dtype) if callable(tile_shape) else tile_shape)
     if not grid.is_aligned(unit):
         raise GeometryError(
@@ -148,9 +156,14 @@ def _tile_shape(image: Image, tile_shape: Any, overlap: int | Sequence[int], use
     return given
 
 
-def _warn_of_amplification(grid: TileGrid) -> None:
-    wide = [axis for axis, (o, t) in enumerate(zip(grid.overlap, grid.tile_shape, strict=True)) if o > t]
-    if wide and grid.n_tiles > 1:
+def warn_of_amplification(grid: TileGrid) -> None:
+    """Say to the caller of an operation, two calls above, that it reads each voxel several times."""
+    wide = [
+        axis
+        for axis, (o, t, n) in enumerate(zip(grid.overlap, grid.tile_shape, grid.numblocks, strict=True))
+        if o > t and n > 1
+    ]
+    if wide:
         warnings.warn(
             f"overlap {grid.overlap} exceeds the tile shape {grid.tile_shape} on axes {wide}: each voxel is read "
             f"{grid.amplification:.1f} times. Larger tiles read less.",
