@@ -24,7 +24,7 @@ def run(script: str, *options: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("problem", ["blobs", "random"])
 def test_ways_of_labelling_are_compared(problem: str) -> None:
     size = ["--problem", problem, "--size", "32", "--chunk", "16", "--rounds", "1"]
@@ -39,7 +39,7 @@ def test_the_cost_of_a_tile_is_measured() -> None:
     assert "LocalCluster" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "options", "words"),
     [
@@ -47,6 +47,7 @@ def test_the_cost_of_a_tile_is_measured() -> None:
         ("sparse_volume.py", "--side 256 --tile 64 64 64", "numbers of voxels: all of 10"),
         ("many_tiles.py", "--tiles 16", "| end to end |"),
         ("many_tiles.py", "--tiles 16 --empty", "16 empty tiles"),
+        ("spots.py", "--shape 64 96 96 --tile 32 48 48 --rounds 1 --blobs 1000", "0 of both are not the same"),
         ("speed_up.py", "--size 32 --chunk 16 --shape 16 32 32 --chunks 8 16 16 --rounds 1", "| pyramid |"),
         ("simulate.py", "--blocks 2 2 1 --side 32 --volume 4 4 4 --workers 8 --bands 2 --small", "union in 2 bands"),
     ],
@@ -55,7 +56,7 @@ def test_what_large_runs_take_is_measured(script: str, options: str, words: str)
     assert words in run(script, *options.split())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ways_of_copying_are_compared() -> None:
     size = ["--shape", "16", "32", "32", "--chunks", "8", "16", "16", "--to", "4", "16", "16", "--rounds", "1"]
     printed = run("compare_transfer.py", *size, "--only", "blockbuster", "bare loop", "dask", "ome-zarr-py")

@@ -26,6 +26,7 @@ from blockbuster.graph import compute_arrays
 from blockbuster.grid import TileGrid
 from blockbuster.needs import Intent, trying
 from blockbuster.outputs import plan_output
+from blockbuster.rowwise import RowPlan, make_rows
 from blockbuster.run import Plan, execute
 from blockbuster.schedulers import Scheduler
 from blockbuster.tilewise import TilePlan, make_array, make_store
@@ -156,7 +157,7 @@ class _Tried:
 
     Attributes
     ----------
-    run : Plan or TilePlan
+    run : Plan, RowPlan or TilePlan
         The run, or that of the largest of its arrays alone.
     share : float
         Voxels of all arrays for each of that one.
@@ -168,11 +169,24 @@ class _Tried:
     home: Path | None
     share: float
 
+    @property
+    def suffix(self) -> str:
+        """Of the name of what it writes."""
+        return ".parquet" if isinstance(self.run, RowPlan) else ".zarr"
+
+    def blocks(self, made: Any, tiles: Sequence[int]) -> list[Any]:
+        """Those of a lazy result that some tiles make."""
+        if isinstance(self.run, RowPlan):
+            return [made]
+        return [made.blocks[self.grid.tile(tile).index] for tile in tiles]
+
     def make(self, tiles: Sequence[int], to: Destination) -> Any:
         """Some tiles; an array where they are not stored."""
         run = replace(self.run, block_ids=tuple(sorted(tiles)))
         if isinstance(run, Plan):
             return execute(run, to).labels
+        if isinstance(run, RowPlan):
+            return make_rows(run, to)
         if to.write_to is None:
             return make_array(run, to)
         is_patch = self.run.mask is not None or self.run.block_ids is not None
@@ -180,8 +194,8 @@ class _Tried:
         return None
 
 
-def _tried(run: Plan | TilePlan) -> _Tried | None:
-    if isinstance(run, Plan):
+def _tried(run: Plan | RowPlan | TilePlan) -> _Tried | None:
+    if isinstance(run, Plan | RowPlan):
         return _Tried(run, run.grid, run.tiles, run.image.home, 1.0) if len(run.tiles) else None
     sizes = {array.name: math.prod(array.shape) for array in run.arrays if len(run.tiles(array))}
     sources = [array for array in run.arrays if not isinstance(array.source, str) and sizes.get(array.name)]
@@ -278,7 +292,7 @@ class _Bench:
 
     def _run(self, name: str, tiles: Sequence[int]) -> _Made:
         """Some tiles, and what has to be done for any."""
-        stage, out = os.path.join(self.stage, f"{name}.stage"), os.path.join(self.out, f"{name}.zarr")
+        stage, out = os.path.join(self.stage, f"{name}.stage"), os.path.join(self.out, f"{name}{self.tried.suffix}")
         os.mkdir(stage)
         to = replace(
             self.to,
@@ -295,7 +309,7 @@ class _Bench:
         begin = time.perf_counter()
         made = self.tried.make(tiles, to)
         if not self.is_stored:
-            blocks = [made.blocks[self.tried.grid.tile(tile).index] for tile in tiles]
+            blocks = self.tried.blocks(made, tiles)
             begin = time.perf_counter()
             compute_arrays(*blocks)
         seconds = time.perf_counter() - begin
@@ -310,8 +324,9 @@ class _Made:
 
 
 def _bytes_in(folder: str, pattern: str) -> int:
-    """Bytes that files take whose names match a pattern, in whole blocks."""
-    sizes = [
+    """Bytes that a file takes, or those in a folder whose names match a pattern, in whole blocks."""
+    sizes = [os.path.getsize(folder)] if os.path.isfile(folder) else []
+    sizes += [
         os.path.getsize(os.path.join(where, name))
         for where, _, names in os.walk(folder)
         for name in names
