@@ -28,7 +28,8 @@ def main() -> None:
     """Draw all of them."""
     IMAGES.mkdir(exist_ok=True)
     draw_demo()
-    draw_levels()
+    draw_page("ome-zarr.md", "levels.png")
+    draw_page("spots.md", "spots.png")
     draw_seam().save(IMAGES / "seam.png", optimize=True)
     draw_dense().save(IMAGES / "dense.jpg", quality=92)
     draw_overlap().save(IMAGES / "overlap.jpg", quality=92)
@@ -41,12 +42,12 @@ def draw_demo() -> None:
         Image.open(Path(folder, "demo.png")).save(IMAGES / "demo.jpg", quality=92)
 
 
-def draw_levels() -> None:
-    """The picture that the code on the page on OME-Zarr makes."""
-    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "ome-zarr.md").read_text(), re.DOTALL | re.MULTILINE)
+def draw_page(page: str, picture: str) -> None:
+    """The picture that the code on a page makes."""
+    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        Image.open(Path(folder, "levels.png")).save(IMAGES / "levels.png", optimize=True)
+        Image.open(Path(folder, picture)).save(IMAGES / picture, optimize=True)
 
 
 # What each rule looks at
