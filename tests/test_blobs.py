@@ -15,6 +15,7 @@ import pytest
 import scipy.ndimage
 import skimage.data
 import skimage.feature
+import tifffile
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from skimage.color import rgb2gray
 import blockbuster
 from blockbuster import detectors, spots
 from blockbuster.detectors import Scales, make_detector, pruning_reach, settled
-from blockbuster.errors import GeometryError, OutputExistsError, ParameterError, TileError
+from blockbuster.errors import GeometryError, OutputError, OutputExistsError, ParameterError, TileError
 from tests.helpers import Recording, digest, leftovers, nothing_computed, write_ome_zarr
 
 synchronous = pytest.mark.usefixtures("synchronous")
@@ -46,6 +47,7 @@ def spotted(shape: Sequence[int], n: int, sigma: float, seed: int = 0) -> NDArra
     return scipy.ndimage.gaussian_filter(image, sigma) / peak + rng.normal(0, 0.01, shape)
 
 
+NUCLEI = Path(__file__).parents[2] / "shared" / "data"
 NOISE = np.random.default_rng(1).random((90, 80))
 LOOK = {"min_sigma": 1, "max_sigma": 3, "num_sigma": 3, "threshold": 0.05}
 
@@ -144,6 +146,19 @@ def test_galaxies_of_a_photograph_are_those_of_the_whole(method: str) -> None:
     assert rows(found) == rows(whole)
 
 
+@pytest.mark.skipif(not NUCLEI.is_dir(), reason="needs the images beside the checkout")
+@pytest.mark.parametrize(
+    ("name", "tile_shape", "least"), [("img2d.tif", (200, 150), 150), ("img3d.tif", (31, 40, 57), 50)]
+)
+def test_nuclei_of_microscopes_are_those_of_the_whole(name: str, tile_shape: tuple[int, ...], least: int) -> None:
+    image = tifffile.imread(NUCLEI / name)
+    look = {"min_sigma": 2, "max_sigma": 6, "num_sigma": 5, "threshold": 0.02 * image.max() / np.iinfo(image.dtype).max}
+    whole = skimage.feature.blob_log(image, **look)
+    found = blockbuster.detect_blobs(NUCLEI / name, tile_shape=tile_shape, **look, compute=True)
+    assert len(whole) > least
+    assert rows(found) == rows(whole)
+
+
 @synchronous
 @pytest.mark.parametrize("ratio", [1.2, 1.6, 2.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -154,11 +169,16 @@ def test_the_largest_filter_of_the_difference_is_known(ratio: float, dtype: str,
         used.append(float(np.max(sigma)))
         return image
 
+    monkeypatch.setattr("skimage.filters.gaussian", gaussian)
     monkeypatch.setattr("skimage.feature.blob.gaussian", gaussian)
     for most in (1.0, 2.0, 4.0, 2 * ratio**3, 7.3):
         used.clear()
         detector = make_detector("dog", Scales((1.0, 1.0), (most, most), True, ratio=ratio), 0.1)
         detector.candidates(np.zeros((4, 4), dtype))
+        ours = sorted(used)
+        used.clear()
+        skimage.feature.blob_dog(np.zeros((4, 4), dtype), 1.0, most, ratio, threshold=0.1)
+        assert sorted(used) == ours
         assert max(used) <= detector.largest[0] * (1 + 1e-6)
         assert max(used) >= detector.largest[0] / ratio * (1 - 1e-6)
 
@@ -535,6 +555,10 @@ def test_nothing_is_computed_before_it_is_asked_for(tmp_path: Path) -> None:
         ({"sigma_ratio": 1}, ParameterError, "sigma_ratio 1 is no number above 1"),
         ({"overlap": 1.5}, ParameterError, "overlap 1.5 is no share of a blob"),
         ({"method": "doh", "min_sigma": (1, 2)}, ParameterError, "method 'doh' finds round blobs"),
+        ({"threshold": -0.1}, ParameterError, "threshold -0.1 is below 0"),
+        ({"method": ["log"]}, ParameterError, "neither a name nor a function"),
+        ({"min_sigma": np.array(0.0)}, ParameterError, "is not a positive number"),
+        ({"empty_threshold": 3}, ParameterError, "no effect without skip_empty=True"),
         ({"channel_axis": 5}, GeometryError, "channel_axis 5 is none of the 2 axes"),
         ({"sigma_in_units": True}, ParameterError, "Give voxel_size="),
         ({"voxel_size": -1}, ParameterError, "voxel_size -1 is not a positive number"),
@@ -550,6 +574,50 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], error: type[Excep
         blockbuster.detect_blobs(NOISE, **LOOK | options)
 
 
+def test_images_of_other_numbers_are_refused() -> None:
+    with nothing_computed(), pytest.raises(ParameterError, match="The image has dtype complex128"):
+        blockbuster.detect_blobs(NOISE.astype(complex), **LOOK)
+
+
+def test_a_channel_is_picked_once(tmp_path: Path) -> None:
+    path = write_ome_zarr(tmp_path / "image.zarr", [np.zeros((2, 3, 8, 8))], "czyx")
+    with pytest.raises(ParameterError, match="channel 1 of the image is picked already"):
+        blockbuster.detect_blobs(path, channel=1, channel_axis=0, **LOOK)
+
+
+@synchronous
+def test_another_size_of_voxels_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "blobs.parquet"
+    blockbuster.detect_blobs(NOISE, voxel_size=1.0, write_to=path, **LOOK)
+    with pytest.raises(OutputExistsError):
+        blockbuster.detect_blobs(NOISE, voxel_size=2.0, write_to=path, resume=True, **LOOK)
+
+
+@synchronous
+def test_a_table_that_was_replaced_is_not_read_as_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "blobs.parquet"
+    old = blockbuster.detect_blobs(NOISE, write_to=path, **LOOK)
+    blockbuster.detect_blobs(NOISE, write_to=path, overwrite=True, **LOOK | {"threshold": 0.1})
+    with pytest.raises(OutputError, match="was replaced since"):
+        old.compute()
+
+
+def test_no_pair_of_candidates_is_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(skimage.feature.blob, "_blob_overlap")
+    for method in WHOLE:
+        assert len(blockbuster.detect_blobs(NOISE, method=method, **LOOK | {"threshold": 0.001}, compute=True)) > 5
+
+
+@synchronous
+@pytest.mark.parametrize("method", ["log", "dog"])
+def test_rounding_counts_where_the_threshold_is_zero(method: str) -> None:
+    image = np.full((60, 60), 1000.0)
+    image[5, 5] += 100
+    look = {"min_sigma": 1, "max_sigma": 2, "threshold": 0, "overlap": 1.0}
+    found = blockbuster.detect_blobs(image, method=method, tile_shape=(30, 30), **look, compute=True)
+    assert rows(found) == rows(WHOLE[method](image, **look))
+
+
 def test_a_plan_tells_what_a_search_takes(tmp_path: Path) -> None:
     stored = zarr.create_array(tmp_path / "image.zarr", data=NOISE, chunks=(45, 40))
     for write_to in (None, tmp_path / "blobs.parquet"):
@@ -560,3 +628,6 @@ def test_a_plan_tells_what_a_search_takes(tmp_path: Path) -> None:
         assert made.voxels_read == (63 + 63) * (58 + 58)
         assert made.seconds is not None
     assert {path.name for path in tmp_path.iterdir()} == {"image.zarr", "system-tmp"}
+    # Tasks that cannot read themselves are given enough for three in a row.
+    given_all = blockbuster.plan(NOISE, operation="detect_blobs", tile_shape=(45, 40), time_tiles=0, **LOOK)
+    assert given_all.voxels_read == (73 + 73) * (68 + 68)

@@ -180,6 +180,32 @@ def test_a_mask_and_some_tiles() -> None:
     assert rows(some) == sorted(tuple(row) for row in expected if 10 <= row[0] < 20 and row[1] < 20)
 
 
+def a_little_to_the_right(block: NDArray[Any]) -> NDArray[Any]:
+    """Points whose voxel is the one after that which they are found in."""
+    return np.argwhere(block > 5) + np.array([0, 0.7])
+
+
+@synchronous
+@pytest.mark.parametrize("tile_shape", [(8, 8), (8, 4), (4, 3)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_mask_and_the_owner_agree_on_the_voxel_of_a_point(tile_shape: tuple[int, int], side: int) -> None:
+    image, mask = np.zeros((8, 8)), np.zeros((8, 8), np.bool_)
+    image[2, 3] = 9
+    mask[:, 4 * side : 4 * side + 4] = True
+    found = blockbuster.map_tiles_to_table(
+        image, a_little_to_the_right, tile_shape=tile_shape, mask=mask, overlap=2, compute=True
+    )
+    assert rows(found) == ([(2, 3.7)] if side else [])
+
+
+@synchronous
+def test_an_overlap_counts_on_axes_of_thin_tiles_as_well() -> None:
+    image = np.random.default_rng(0).random((9, 30))
+    with pytest.warns(UserWarning, match="exceeds the tile shape"):
+        found = blockbuster.map_tiles_to_table(image, peaks, tile_shape=(1, 30), overlap=9, compute=True)
+    assert rows(found) == rows(peaks(image))
+
+
 # What does not fit
 
 

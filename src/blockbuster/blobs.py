@@ -84,8 +84,8 @@ def detect_blobs(
     sigma_ratio : float, default 1.6
         Between a standard deviation and the next ("dog").
     threshold : float, optional
-        What the response must exceed; that of integers is computed with their range as 1. Default, as in scikit-image:
-        0.2, 0.5 and 0.01.
+        What the response must exceed, at least 0; that of integers is computed with their range as 1. Default, as in
+        scikit-image: 0.2, 0.5 and 0.01.
     threshold_rel : None
         Refused: a share of the strongest response depends on the tile.
     overlap : float, default 0.5
@@ -149,6 +149,8 @@ def detect_blobs(
     Where that larger one may have to make room itself, for one that lies farther out, the tile reads more, until it is
     known what stays of the blobs in its core.
 
+    The image must be finite: what scikit-image makes of NaN and infinity depends on where it begins.
+
     Where three blobs overlap in a row, scikit-image leaves what depends on the order in which it happens to look at
     pairs. Here the largest is looked at first, so that there is one result. The determinant of the Hessian is
     computed from sums over all of a block, whose rounding depends on where that begins: equal up to ties.
@@ -172,6 +174,8 @@ def detect_blobs(
             "threshold; blockbuster.global_percentiles tells how bright the whole image is."
         )
     source = open_source(image, channel=channel, level=level)
+    if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
+        raise ParameterError(f"The image has dtype {source.dtype}. Blobs are found in images of numbers up to 64 bits.")
     space = _space(image, source, level, channel_axis, voxel_size)
     scales = _scales(space, min_sigma, max_sigma, num_sigma, log_scale, sigma_ratio, in_units=sigma_in_units)
     detector = None if callable(method) else make_detector(method, scales, _number("threshold", threshold))
@@ -186,11 +190,12 @@ def detect_blobs(
     )
     share, halo = _share(overlap), None if border is None else space.per_axis("border", border)
     if detector is not None:
-        edge = space.per_axis("exclude_border", exclude_border)
+        # scikit-image spells none as False.
+        edge = space.per_axis("exclude_border", 0 if exclude_border is False else exclude_border)
         kernel: RowKernel = Blobs(detector, share, space.axes, space.ndim, halo, edge)
         halo = halo_of(detector, share) if halo is None else halo
     if halo is None:
-        raise ParameterError("How far a function sees is not known. Give border=, in voxels.")
+        raise ParameterError(f"How far the function {method!r} sees is not known. Give border=, in voxels.")
     grid = make_grid(source, tile_shape, space.on_all_axes(halo))
     if callable(method):
         kernel = Points(method, space.axes, grid.overlap, space.names, table.sigmas)
@@ -264,6 +269,12 @@ class _Space:
 def _space(image: Any, source: Image, level: int, channel_axis: int | None, voxel_size: Any) -> _Space:
     names, ndim = list(axis_names(source)), len(source.shape)
     axes = spatial_axes(source.axes, ndim)
+    picked = [i for i in source.fixed if i is not None] if isinstance(source, StoredImage) else []
+    if channel_axis is not None and picked:
+        raise ParameterError(
+            f"channel_axis {channel_axis} was given, but channel {picked[0]} of the image is picked already. Give "
+            "channel=None, or leave channel_axis away."
+        )
     if channel_axis is not None:
         if not hasattr(channel_axis, "__index__") or not -ndim <= channel_axis < ndim:
             raise GeometryError(
@@ -281,7 +292,6 @@ def _space(image: Any, source: Image, level: int, channel_axis: int | None, voxe
     if not axes:
         raise GeometryError(f"The image {source.shape} has no axis of space to search for blobs.")
     sizes, unit = _voxel_size(image, source, level, axes, voxel_size)
-    picked = [i for i in source.fixed if i is not None] if isinstance(source, StoredImage) else []
     return _Space(
         tuple("channel" if name == "c" else name for name in names),
         axes,
@@ -329,7 +339,7 @@ def _scales(
     """
     n = len(space.axes)
     least, most = _floats("min_sigma", min_sigma, n), _floats("max_sigma", max_sigma, n)
-    is_one = not isinstance(min_sigma, Iterable) and not isinstance(max_sigma, Iterable)
+    is_one = not _is_several(min_sigma) and not _is_several(max_sigma)
     if any(a > b for a, b in zip(least, most, strict=True)):
         raise ParameterError(f"min_sigma {min_sigma} exceeds max_sigma {max_sigma}.")
     if not hasattr(num_sigma, "__index__") or isinstance(num_sigma, bool) or num_sigma < 1:
@@ -346,7 +356,7 @@ def _scales(
 
 def _floats(name: str, value: Any, n: int) -> tuple[float, ...]:
     """One positive number for each of n axes of space."""
-    given = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value] * n
+    given = list(value) if _is_several(value) else [value] * n
     if len(given) != n:
         raise ParameterError(f"{name} {value!r} has {len(given)} entries, the image has {n} axes of space.")
     if not all(_is_number(v) and 0 < v < math.inf for v in given):
@@ -354,8 +364,12 @@ def _floats(name: str, value: Any, n: int) -> tuple[float, ...]:
     return tuple(map(float, given))
 
 
+def _is_several(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+
+
 def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not hasattr(value, "__len__") and not isinstance(value, bool | str)
+    return not isinstance(value, bool | str) and hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
 
 
 def _number(name: str, value: Any) -> float | None:
@@ -372,9 +386,11 @@ def _share(overlap: Any) -> float:
 
 def _empty_limit(skip_empty: bool, empty_threshold: Any) -> float | None:
     """What a tile must exceed to be searched."""
-    if not skip_empty:
-        return None
     limit = _number("empty_threshold", empty_threshold)
+    if not skip_empty:
+        if limit is not None:
+            raise ParameterError(f"empty_threshold {empty_threshold} has no effect without skip_empty=True.")
+        return None
     if limit is None:
         raise ParameterError(
             "skip_empty=True needs empty_threshold: where nothing can exceed the threshold of the detector, tiles are "

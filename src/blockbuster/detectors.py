@@ -25,8 +25,6 @@ _TRUNCATE = 4.0
 _DEFAULT_THRESHOLDS = {"log": 0.2, "dog": 0.5, "doh": 0.01}
 # scikit-image computes overlaps in so many dimensions.
 _MOST_AXES = 3
-# More than any overlap: nothing is pruned.
-_NEVER = float("inf")
 # Rounding in what scikit-image computes, as a share.
 _ROUNDING = 1e-6
 
@@ -66,11 +64,12 @@ class Scales:
         """Columns of sigmas that a blob has."""
         return 1 if self.is_one else self.ndim
 
-    def limits(self) -> dict[str, Any]:
-        """As scikit-image takes them."""
-        if self.is_one:
-            return {"min_sigma": self.least[0], "max_sigma": self.most[0]}
-        return {"min_sigma": self.least, "max_sigma": self.most}
+    def spaced(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The sigmas from the least to the most, one row for each, computed in a dtype."""
+        least, most = np.asarray(self.least, dtype), np.asarray(self.most, dtype)
+        if self.is_log:
+            return np.logspace(np.log10(least), np.log10(most), self.n)
+        return np.linspace(least, most, self.n)
 
 
 class Detector(Protocol):
@@ -105,7 +104,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class LaplacianOfGaussian:
-    """``skimage.feature.blob_log``."""
+    """``skimage.feature.blob_log``, before it prunes."""
 
     scales: Scales
     threshold: float
@@ -132,32 +131,25 @@ class LaplacianOfGaussian:
 
     def candidates(self, block: NDArray[Any]) -> NDArray[np.float64]:
         """See `Detector`."""
-        from skimage.feature import blob_log
-
-        found = blob_log(
-            block,
-            **self.scales.limits(),
-            num_sigma=self.scales.n,
-            threshold=self.threshold,
-            overlap=_NEVER,
-            log_scale=self.scales.is_log,
-        )
-        return np.asarray(found, np.float64)
+        image = _as_image(block)
+        sigmas = self.scales.spaced(image.dtype)
+        cube = np.empty((*image.shape, len(sigmas)), image.dtype)
+        for number, sigma in enumerate(sigmas):
+            # The mean of the squares makes the answers of all scales alike.
+            cube[..., number] = -scipy.ndimage.gaussian_laplace(image, sigma) * np.mean(sigma) ** 2
+        return _peaks(cube, self.threshold, sigmas[:, : self.scales.n_sigmas])
 
     def may_find(self, low: Any, high: Any) -> bool:
         """Whether any response to values between these two can exceed the threshold."""
-        if self.scales.is_log:
-            sigmas = np.logspace(np.log10(self.scales.least), np.log10(self.scales.most), self.scales.n)
-        else:
-            sigmas = np.linspace(self.scales.least, self.scales.most, self.scales.n)
-        most = max(_most_response(tuple(sigma), *_as_floats(low, high)) for sigma in sigmas.tolist())
+        sigmas = self.scales.spaced(np.dtype(np.float64)).tolist()
+        most = max(_most_response(tuple(sigma), *_as_floats(low, high)) for sigma in sigmas)
         # Not "most > threshold": what is not a number is not known to be empty.
         return not most <= self.threshold
 
 
 @dataclass(frozen=True)
 class DifferenceOfGaussians:
-    """``skimage.feature.blob_dog``."""
+    """``skimage.feature.blob_dog``, before it prunes."""
 
     scales: Scales
     threshold: float
@@ -165,17 +157,10 @@ class DifferenceOfGaussians:
     @property
     def largest(self) -> tuple[float, ...]:
         """That of the last filter: the first of the geometric series that is not below what was asked for."""
-        return tuple(sigma * self.scales.ratio**self._n for sigma in self.scales.least)
-
-    @property
-    def _n(self) -> int:
-        steps = [math.log(b / a) / math.log(self.scales.ratio) for a, b in zip(*self._ends, strict=True)]
-        # Rounded up where rounding of what scikit-image computes might do so.
-        return int(sum(steps) / len(steps) + 1 + _ROUNDING)
-
-    @property
-    def _ends(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.scales.least, self.scales.most
+        # In 32 bits rounding may make the series one longer.
+        return tuple(
+            max(float(self._series(np.dtype(kind))[-1, axis]) for kind in "fd") for axis in range(self.scales.ndim)
+        )
 
     @property
     def reach(self) -> tuple[int, ...]:
@@ -190,26 +175,38 @@ class DifferenceOfGaussians:
     @property
     def work(self) -> int:
         """The response at each scale, its maximum around each voxel, and what the filters hold."""
-        return 2 * self._n + 4
+        return 2 * len(self._series(np.dtype(np.float64))) + 4
+
+    def _series(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The sigmas of the filters, one more than there are differences."""
+        least, most = (np.asarray(ends, dtype) for ends in (self.scales.least, self.scales.most))
+        n = int(np.mean(np.log(most / least) / np.log(self.scales.ratio) + 1))
+        return np.array([least * self.scales.ratio**number for number in range(n + 1)])
 
     def candidates(self, block: NDArray[Any]) -> NDArray[np.float64]:
         """See `Detector`."""
-        from skimage.feature import blob_dog
+        from skimage.filters import gaussian
 
-        found = blob_dog(
-            block, **self.scales.limits(), sigma_ratio=self.scales.ratio, threshold=self.threshold, overlap=_NEVER
-        )
-        return np.asarray(found, np.float64)
+        image = _as_image(block)
+        sigmas = self._series(image.dtype)
+        cube = np.empty((*image.shape, len(sigmas) - 1), image.dtype)
+        wide = gaussian(image, sigma=sigmas[0], mode="reflect")
+        for number, sigma in enumerate(sigmas[1:]):
+            narrow, wide = wide, gaussian(image, sigma=sigma, mode="reflect")
+            cube[..., number] = narrow - wide
+        cube *= 1 / (self.scales.ratio - 1)
+        return _peaks(cube, self.threshold, sigmas[:, : self.scales.n_sigmas])
 
     def may_find(self, low: Any, high: Any) -> bool:
         """Whether two means of values between these two can differ by more than the threshold."""
         least, most = _as_floats(low, high)
-        return not (most - least) / (self.scales.ratio - 1) * (1 + _ROUNDING) <= self.threshold
+        answer = (most - least) * (1 + _ROUNDING) + _ROUNDING * max(abs(least), abs(most))
+        return not answer / (self.scales.ratio - 1) <= self.threshold
 
 
 @dataclass(frozen=True)
 class DeterminantOfHessian:
-    """``skimage.feature.blob_doh``."""
+    """``skimage.feature.blob_doh``, before it prunes."""
 
     scales: Scales
     threshold: float
@@ -236,21 +233,35 @@ class DeterminantOfHessian:
 
     def candidates(self, block: NDArray[Any]) -> NDArray[np.float64]:
         """See `Detector`."""
-        from skimage.feature import blob_doh
+        from skimage.feature import hessian_matrix_det
 
-        found = blob_doh(
-            block,
-            **self.scales.limits(),
-            num_sigma=self.scales.n,
-            threshold=self.threshold,
-            overlap=_NEVER,
-            log_scale=self.scales.is_log,
-        )
-        return np.asarray(found, np.float64)
+        image = _as_image(block)
+        sigmas = self.scales.spaced(np.dtype(np.float64))[:, :1]
+        cube = np.empty((*image.shape, len(sigmas)), image.dtype)
+        for number, (sigma,) in enumerate(sigmas):
+            cube[..., number] = hessian_matrix_det(image, sigma, approximate=True)
+        return _peaks(cube, self.threshold, sigmas)
 
     def may_find(self, low: Any, high: Any) -> bool:
         """Always."""
         return True
+
+
+def _as_image(block: NDArray[Any]) -> NDArray[Any]:
+    """A block as scikit-image takes it: as floats of 32 or 64 bits, those of integers at most 1."""
+    from skimage.util import img_as_float
+
+    image = img_as_float(block)
+    kind = np.float32 if image.dtype.itemsize <= 4 else np.float64
+    return np.asarray(image, kind)
+
+
+def _peaks(cube: NDArray[Any], threshold: float, sigmas: NDArray[Any]) -> NDArray[np.float64]:
+    """The maxima of responses among their neighbours in space and scale, the strongest first."""
+    from skimage.feature import peak_local_max
+
+    found = peak_local_max(cube, threshold_abs=threshold, exclude_border=False, footprint=np.ones((3,) * cube.ndim))
+    return np.column_stack([found[:, :-1], sigmas[found[:, -1]]]).astype(np.float64)
 
 
 def make_detector(method: str, scales: Scales, threshold: float | None) -> Detector:
@@ -261,6 +272,8 @@ def make_detector(method: str, scales: Scales, threshold: float | None) -> Detec
     ParameterError
         If there is none, or it cannot look for such blobs.
     """
+    if not isinstance(method, str):
+        raise ParameterError(f"method {method!r} is neither a name nor a function.")
     kinds: dict[str, Callable[[Scales, float], Detector]] = {
         "log": LaplacianOfGaussian,
         "dog": DifferenceOfGaussians,
@@ -274,6 +287,11 @@ def make_detector(method: str, scales: Scales, threshold: float | None) -> Detec
         raise ParameterError(
             f"method 'doh' finds round blobs in images of two axes, but sigmas {scales.least} to {scales.most} were "
             "asked for. Choose 'log' or 'dog', one sigma, or a plane at a time."
+        )
+    if threshold is not None and threshold < 0:
+        raise ParameterError(
+            f"threshold {threshold!r} is below 0, the response to what is flat: all of the background would be blobs. "
+            "Give one of at least 0."
         )
     return kinds[method](scales, _DEFAULT_THRESHOLDS[method] if threshold is None else threshold)
 

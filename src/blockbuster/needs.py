@@ -179,6 +179,9 @@ class RowRun(Protocol):
     def kernel(self) -> Any:
         """What finds the rows."""
 
+    def read(self, tile: Tile, /) -> Region:
+        """What the task of a tile reads, or is given, of the image."""
+
 
 @dataclass(frozen=True)
 class FolderNeeds:
@@ -285,7 +288,7 @@ def array_needs(run: ArrayRun, to: Destination) -> Needs:
 def row_needs(run: RowRun, to: Destination) -> Needs:
     """What a run needs that makes rows of tiles."""
     n, dtype = len(run.tiles), run.image.dtype
-    shape = _largest([tile.padded_shape for tile in _candidates(run.grid, run.tiles)])
+    shape = _largest([region_shape(run.read(tile)) for tile in _candidates(run.grid, run.tiles)])
     voxels = math.prod(shape) if n else 0
     folders: tuple[FolderNeeds, ...] = ()
     if to.write_to is not None:

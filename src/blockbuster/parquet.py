@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import itertools
 import json
@@ -145,7 +144,7 @@ class TableFile:
 
     def lazily(self, n_columns: int) -> da.Array:
         """The first columns of the file as a lazy array of float64: its blocks are read when they are computed."""
-        stored = StoredRows(str(self.path), n_columns)
+        stored = StoredRows(str(self.path), n_columns, _groups_of(str(self.path)), os.stat(self.path).st_ino)
         # A name of its own: a file that replaces another at the same path is not the same table.
         rows: da.Array = da.from_array(stored, (stored.groups or (0,), n_columns), name=f"rows-{uuid.uuid4().hex}")
         return rows
@@ -174,18 +173,18 @@ class StoredRows:
     ----------
     path : str
         Absolute path of the file.
+    groups : tuple of int
+        Rows of each group.
+    inode : int
+        Of the file: another file that has come in its place is another table.
     """
 
     path: str
     n_columns: int
+    groups: tuple[int, ...]
+    inode: int
     ndim = 2
     dtype = np.dtype(np.float64)
-
-    @functools.cached_property
-    def groups(self) -> tuple[int, ...]:
-        """Rows of each group."""
-        metadata = _pyarrow().parquet.read_metadata(self.path)
-        return tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -193,17 +192,30 @@ class StoredRows:
         return sum(self.groups), self.n_columns
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[np.float64]:
-        """Some rows."""
+        """Some rows.
+
+        Raises
+        ------
+        OutputError
+            If the file is no longer that of the table.
+        """
         rows, columns = (slice(*s.indices(n)) for s, n in zip(key, self.shape, strict=True))
         bounds = tuple(itertools.accumulate(self.groups, initial=0))
         wanted = met(bounds, rows.start, rows.stop) if rows.stop > rows.start else range(0)
         if not wanted:
             return np.empty((0, columns.stop - columns.start))
         file = _pyarrow().parquet.ParquetFile(self.path)
+        if os.stat(self.path).st_ino != self.inode or _groups_of(self.path) != self.groups:
+            raise OutputError(f"{self.path} was replaced since this table was made of it. Read it again.")
         names = file.schema_arrow.names[columns]
         found = file.read_row_groups(list(wanted), names)
         made = np.column_stack([found.column(name).to_numpy().astype(self.dtype) for name in names])
         return made[rows.start - bounds[wanted[0]] : rows.stop - bounds[wanted[0]]]
+
+
+def _groups_of(path: str) -> tuple[int, ...]:
+    metadata = _pyarrow().parquet.read_metadata(path)
+    return tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
 
 
 def _schema(columns: Iterable[Column], told: Mapping[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from blockbuster.needs import FolderNeeds, Intent, Needs, intercepting, likely_p
 from blockbuster.outputs import plan_output
 from blockbuster.parquet import TableFile
 from blockbuster.pyramid import downsample
-from blockbuster.reads import Reads, padded_spans, reads_of, source_spans, stored_chunk_shape
+from blockbuster.reads import Reads, padded_spans, read_spans, reads_of, source_spans, stored_chunk_shape
 from blockbuster.rowwise import RowPlan
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, MemoryImage
@@ -419,7 +419,8 @@ def _reads(run: Any) -> Reads:
     """What is read of images; what a level reads of the one before it is not counted."""
     if not hasattr(run, "arrays"):
         ones = (1,) * run.grid.ndim
-        return reads_of(run.image, run.grid, run.tiles, padded_spans(run.grid), ones)
+        spans = read_spans(run.grid, run.read) if isinstance(run, RowPlan) else padded_spans(run.grid)
+        return reads_of(run.image, run.grid, run.tiles, spans, ones)
     found = [_array_reads(array, run.tiles(array)) for array in run.arrays if not isinstance(array.source, str)]
     return Reads(*(sum(getattr(one, field.name) for one in found) for field in fields(Reads)))
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockbuster.grid import Region, TileGrid
+from blockbuster.grid import Region, Tile, TileGrid
 from blockbuster.sources import Image, StoredImage
 
-__all__ = ["Reads", "padded_spans", "reads_of", "source_spans", "stored_chunk_shape"]
+__all__ = ["Reads", "padded_spans", "read_spans", "reads_of", "source_spans", "stored_chunk_shape"]
 
 # For each axis, where each tile along it begins and ends to read.
 Spans: TypeAlias = tuple[NDArray[np.int64], ...]
@@ -68,6 +68,21 @@ def source_spans(grid: TileGrid, kernel: Any, shape: Sequence[int]) -> Spans:
     return tuple(
         np.array([span(axis, a, b) for a, b in itertools.pairwise(cuts)], np.int64)
         for axis, cuts in enumerate(grid.bounds)
+    )
+
+
+def read_spans(grid: TileGrid, read: Callable[[Tile], Region]) -> Spans:
+    """What tiles read, as a function says that treats each axis on its own."""
+
+    def span(axis: int, i: int) -> tuple[int, int]:
+        index = [0] * grid.ndim
+        index[axis] = i
+        along = read(grid.tile(grid.block_id(index)))[axis]
+        return along.start, along.stop
+
+    return tuple(
+        np.array([span(axis, i) for i in range(n if grid.n_tiles else 0)], np.int64).reshape(-1, 2)
+        for axis, n in enumerate(grid.numblocks)
     )
 
 

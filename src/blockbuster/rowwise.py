@@ -39,7 +39,7 @@ from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.tasks import attempting, blaming, computing, first_of, kept_back
 
-__all__ = ["Read", "RowKernel", "RowPlan", "make_rows"]
+__all__ = ["Read", "RowKernel", "RowPlan", "make_rows", "voxels_of"]
 
 logger = logging.getLogger("blockbuster")
 
@@ -103,6 +103,10 @@ class RowPlan:
         """What is read."""
         return [self.image] if self.mask is None else [self.image, self.mask]
 
+    def read(self, tile: Tile) -> Region:
+        """What the task of a tile reads, or is given, of the image."""
+        return tile.padded if isinstance(self.image, StoredImage) else self.kernel.source(tile, self.image.shape)
+
     def manifest(self, target: str) -> Manifest:
         """The run, field by field, for the one who resumes it."""
         return {
@@ -112,10 +116,15 @@ class RowPlan:
             "mask": "none" if self.mask is None else self.mask.identity(),
             "function": repr(self.kernel),
             "tiles": repr((self.grid.bounds, self.grid.overlap)),
-            "columns": repr(self.columns),
+            "table": repr(self.table),
             "block_ids": "all" if self.block_ids is None else repr(self.block_ids),
             **self.parameters,
         }
+
+
+def voxels_of(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The voxels in which points lie: their centres are at whole numbers."""
+    return np.floor(points + 0.5).astype(np.int64)
 
 
 def make_rows(plan: RowPlan, to: Destination) -> Any:
@@ -204,8 +213,8 @@ class _Work:
             found = self.kernel(tile, self.shape, functools.partial(self._read, tile, blocks))
         if inside is None:
             return found
-        # The voxel in which a point lies; one beyond the border of the image counts as of the voxel there.
-        voxel = np.floor(found[:, : len(self.shape)] + 0.5).astype(np.int64)
+        voxel = voxels_of(found[:, : len(self.shape)])
+        # A point beyond the border of the image counts as of the voxel there.
         voxel = np.clip(voxel, tile.start, np.array(tile.stop) - 1) - tile.start
         kept: NDArray[np.float64] = found[inside[tuple(voxel.T)]]
         return kept

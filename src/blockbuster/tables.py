@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from blockbuster.destination import Destination
 from blockbuster.errors import GeometryError, ParameterError
-from blockbuster.grid import Region, Tile
+from blockbuster.grid import Region, Tile, per_axis
 from blockbuster.identity import function_identity
 from blockbuster.parquet import Column, table_path
 from blockbuster.progress import Progress
-from blockbuster.rowwise import Read, RowPlan, make_rows
+from blockbuster.rowwise import Read, RowPlan, make_rows, voxels_of
 from blockbuster.sources import Image, open_source
 from blockbuster.tiling import TileShape, check_block_ids, make_grid
 
@@ -46,7 +46,7 @@ def map_tiles_to_table(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Any:
-    """Find points tile by tile: each one once, by the tile in whose core it lies.
+    """Find points tile by tile: each one once, by the tile in whose core its voxel lies.
 
     With an `overlap` of at least the reach of `fn`, the rows are those that `fn` finds in the whole image.
 
@@ -64,7 +64,7 @@ def map_tiles_to_table(
     tile_shape : None, tuple of int, "auto" or callable
         As in `tile_process`.
     overlap : int or tuple of int, default 0
-        Voxels read beyond each side of a tile.
+        Voxels read beyond each side of a tile: one for all axes, or one per axis.
     mask : array_like or path, optional
         Of the shape of the image. Points are kept whose voxel is not 0 in it; `fn` is not called for tiles outside.
     block_ids : sequence of int, optional
@@ -92,8 +92,8 @@ def map_tiles_to_table(
 
     Notes
     -----
-    A point belongs to the tile whose core holds it, the lower border counted and the upper one not: coordinates from
-    ``start`` to below ``stop``. Points beyond the border of the image belong to the tile there. Each worker holds one
+    A point belongs to the tile whose core has its voxel, the one at ``floor(x + 1/2)``, as the centres of voxels are at
+    whole numbers. Points beyond the border of the image belong to the tile there. Each worker holds one
     padded tile; a lazy array has no scratch data, and nothing to resume.
 
     Examples
@@ -124,7 +124,8 @@ def map_tiles_to_table(
         verbose=verbose,
     )
     source = open_source(image, channel=channel, level=level)
-    grid = make_grid(source, tile_shape, overlap)
+    # A number counts on every axis: planes of a volume are no images of their own where points are looked for.
+    grid = make_grid(source, tile_shape, per_axis("overlap", overlap, source.shape, minimum=0))
     axes = axis_names(source)
     names = _checked_names(columns, axes)
     table = PointTable(axes, names)
@@ -227,10 +228,10 @@ def planes(tile: Tile, spatial: Sequence[int]) -> Iterator[tuple[dict[int, int],
 def _in_core(
     points: NDArray[np.float64], tile: Tile, shape: Sequence[int], spatial: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """Which points lie in the core of a tile, or beyond it where that is beyond the image."""
+    """Which points lie in voxels of the core of a tile, or beyond it where that is beyond the image."""
     kept = np.ones(len(points), np.bool_)
     for axis in spatial:
-        x = points[:, axis]
+        x = voxels_of(points[:, axis])
         low = tile.start[axis] if tile.start[axis] > 0 else -np.inf
         high = tile.stop[axis] if tile.stop[axis] < shape[axis] else np.inf
         kept &= (low <= x) & (x < high)
