@@ -2,7 +2,8 @@
 # Only test-slurm changes the system: as root, on Debian, it installs and starts a SLURM of its own.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-slurm chaos lint types check docs docs-images clean
+.PHONY: help demo test test-long test-slurm test-cellpose3 test-cellpose4 test-stardist chaos lint types check docs \
+	docs-images clean
 
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 IS_RECENT := "import sys; sys.exit(sys.version_info < (3, 11))"
@@ -17,6 +18,8 @@ help:
 	@echo "make test         run the tests; ARGS='-m \"not slow\"' leaves out the slow ones"
 	@echo "make test-long    run the tests that take minutes each: large volumes, all benchmarks at toy size"
 	@echo "make test-slurm   run the tests that submit jobs, on a SLURM of two nodes started here for them (root, Debian)"
+	@echo "make test-cellpose3, make test-cellpose4, make test-stardist"
+	@echo "                  run the tests of a segmenter with the real library, in an environment of its own (2 to 6 GB)"
 	@echo "make chaos        kill workers, pools and clients at many random moments of runs (half an hour)"
 	@echo "make lint         check style"
 	@echo "make types        check types"
@@ -26,7 +29,7 @@ help:
 	@echo "make clean        remove .venv and all that the targets made"
 
 demo: .venv/installed
-	$(BIN)/python examples/demo.py demo-output
+	$(BIN)/blockbuster demo demo-output
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
@@ -36,6 +39,12 @@ test-long: .venv/installed-test
 
 test-slurm: .venv/installed-test
 	tests/slurm/with-slurm.sh env BLOCKBUSTER_TEST_SLURM=1 $(BIN)/python -m pytest -m slurm $(ARGS)
+
+test-cellpose3 test-cellpose4: test-%: .venv-%/installed
+	.venv-$*/bin/python -m pytest tests/plugins/test_cellpose.py $(ARGS)
+
+test-stardist: .venv-stardist/installed
+	.venv-stardist/bin/python -m pytest tests/plugins/test_stardist.py $(ARGS)
 
 chaos: .venv/installed-test
 	BLOCKBUSTER_CHAOS=long $(BIN)/python -m pytest tests/test_chaos.py tests/test_lost_tiles.py $(ARGS)
@@ -56,7 +65,7 @@ docs-images: .venv/installed
 	$(BIN)/python -m docs.make_images
 
 clean:
-	rm -rf .venv demo-output docs/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* demo-output docs/build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml
 	$(if $(PYTHON),,$(error No Python 3.11 or later was found. Give its name or path: make PYTHON=...))
@@ -68,4 +77,16 @@ clean:
 .venv/installed-%: .venv/installed
 	@echo "Installing the extra $* into .venv"
 	@$(PIP) --editable ".[$*]"
+	@touch $@
+
+# Cellpose 3 and 4 exclude each other. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu has smaller builds of torch.
+.venv-cellpose3/installed: LIBRARY := 'cellpose>=3.1,<4'
+.venv-cellpose4/installed: LIBRARY := 'cellpose>=4'
+.venv-stardist/installed: LIBRARY := 'stardist>=0.9' 'tensorflow-cpu>=2.16'
+
+.venv-%/installed: pyproject.toml
+	@echo "Installing blockbuster and the library into $(@D), which takes a few minutes"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --editable . $(LIBRARY) \
+		hypothesis pytest pytest-timeout
 	@touch $@
