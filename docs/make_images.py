@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from examples.picture import frame, page, panel
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -17,6 +16,8 @@ from scipy.spatial import KDTree
 from skimage.segmentation import watershed
 
 import blockbuster
+from blockbuster.demo import make_demo
+from blockbuster.pictures import frame, page, panel
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -38,7 +39,7 @@ def main() -> None:
 def draw_demo() -> None:
     """The picture of the demo."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, ROOT / "examples" / "demo.py", folder], check=True)
+        make_demo(Path(folder))
         Image.open(Path(folder, "demo.png")).save(IMAGES / "demo.jpg", quality=92)
 
 

@@ -25,6 +25,7 @@ from blockbuster.labels import label
 from blockbuster.mapping import map_tiles
 from blockbuster.percentiles import global_percentiles
 from blockbuster.planning import RunPlan, plan
+from blockbuster.plugins.cellpose import auto_tile_shape_cellpose
 from blockbuster.pyramid import downsample
 from blockbuster.rules import Contact, Overlapping, Touching, Where
 from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
@@ -56,6 +57,7 @@ __all__ = [
     "Touching",
     "Where",
     "auto_tile_shape",
+    "auto_tile_shape_cellpose",
     "copy",
     "detect_blobs",
     "downsample",

@@ -1,26 +1,53 @@
-"""The command ``blockbuster``.
+"""The command ``blockbuster``: a table of commands, each of which calls one public function.
 
-A command is a function that adds its options to a parser, and one that does its work; options that several commands
-have are groups of their own. What a command prints goes to the standard output, everything else to that of errors.
+A command is a row: what it is given by place, the groups of its options, and the function that does its work. Options
+have the names of Python, so that each page of the documentation is one of the command, too.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
-import importlib
-import json
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import click
+import zarr
+
 import blockbuster
-from blockbuster.errors import BlockbusterError
-from blockbuster.planning import OPERATIONS, plan
+from blockbuster.cli_options import (
+    BLOBS,
+    CLUSTER,
+    COMPONENT,
+    DESTINATION,
+    EMPTY,
+    LABELS,
+    MASK,
+    OTHERS,
+    OUTPUT,
+    OVERLAP,
+    RUN,
+    SOURCE,
+    STORAGE,
+    TELLING,
+    TILES,
+    GroupedCommand,
+    Place,
+    ints,
+    named_value,
+    option,
+)
+from blockbuster.cli_runs import Facts, Run, Work, active, carry_out, read_run, run_of
+from blockbuster.errors import ParameterError
+from blockbuster.image_files import open_file
+from blockbuster.methods import METHODS, find_function, make_method
+from blockbuster.progress import Progress
+from blockbuster.tiffs import is_tiff
 
 __all__ = ["main"]
+
+IMAGE = Place("image", "Path or URL of a zarr store, OME-Zarr or not, or of a TIFF.")
 
 
 @dataclass(frozen=True)
@@ -29,19 +56,39 @@ class Command:
 
     Attributes
     ----------
-    name, summary, description : str
+    name : str
+        As it is typed.
+    summary : str
         What its help says.
-    add_options : callable
-        ``parser -> None``.
+    paths : tuple of Place
+        What it is given by place.
+    options : tuple of Option
+        What else it takes.
     work : callable
-        ``options -> exit status``.
+        Does it: see `cli_runs.Work`.
     """
 
     name: str
     summary: str
-    description: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    work: Callable[[argparse.Namespace], int]
+    paths: tuple[Place, ...]
+    options: tuple[click.Option, ...]
+    work: Work
+
+    def made(self) -> click.Command:
+        """For the parser."""
+        names = [str(path.name) for path in self.paths]
+
+        def called(**values: Any) -> int:
+            run, telling, file = run_of(self.name, names, values)
+            if file is not None:
+                Path(file).write_text(run.toml(), encoding="utf-8")
+            return carry_out(run, self.work, telling)
+
+        parameters: list[click.Parameter] = [*self.paths, *self.options]
+        short = self.summary.partition(". ")[0].rstrip(".")
+        return GroupedCommand(
+            self.name, params=parameters, callback=called, help=self.summary, short_help=short, no_args_is_help=True
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,192 +102,355 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     status : int
-        0 if all went well, 1 after an error, which is told on the standard output of errors.
+        0 if all went well, 1 after an error, 2 for what is no command, 130 if it was interrupted. Errors are told on
+        the standard output of errors.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        status: int = options.work(options)
-    except BlockbusterError as error:
-        _say_error(options.command, error)
-        return 1
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="blockbuster",
-        description="Any function over an image larger than memory, tile by tile, with one consistent result.",
-        allow_abbrev=False,
+    group = _Group(
+        "blockbuster",
+        commands={command.name: command.made() for command in COMMANDS},
+        help="Any function over an image larger than memory, tile by tile, with one consistent result.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
-    parser.add_argument("--version", action="version", version=f"blockbuster {blockbuster.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for command in COMMANDS:
-        one = commands.add_parser(
-            command.name, help=command.summary, description=command.description, allow_abbrev=False
+    click.version_option(blockbuster.__version__, message="%(prog)s %(version)s")(group)
+    try:
+        status: int = group.main(
+            None if arguments is None else list(arguments), prog_name="blockbuster", standalone_mode=False
         )
-        command.add_options(one)
-        one.set_defaults(work=command.work)
-    return parser
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    return status or 0
 
 
-def _say_error(command: str, error: BlockbusterError) -> None:
-    lines = [f"blockbuster {command}: {type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
-    sys.stderr.write("\n".join(lines) + "\n")
+class _Group(click.Group):
+    """Commands in the order of the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
 
 
-# Options that commands share: each is named as in Python. What is not given is left to the operation.
+# From options to calls
 
 
-def _add_image(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("image")
-    group.add_argument("image", metavar="IMAGE", help="path or URL of a zarr store, OME-Zarr or not, or of a TIFF")
-    group.add_argument("--channel", type=_channel, default=argparse.SUPPRESS, help="number, name, or 'none' for all")
-    group.add_argument("--level", type=int, default=argparse.SUPPRESS, help="of a pyramid")
-    group.add_argument("--mask", default=argparse.SUPPRESS, metavar="PATH", help="0 outside")
+def _keywords(run: Run, progress: Progress, *without: str) -> dict[str, Any]:
+    """The options of a run as an operation takes them."""
+    given = {name: value for name, value in run.options.items() if name not in without}
+    for name in ("channel", "merge"):
+        if given.get(name) == "none":
+            given[name] = None
+    return {**given, "progress": progress}
 
 
-def _add_tiles(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("tiles")
-    group.add_argument("--tile-shape", **_several(_extent), help="voxels per axis, or 'auto'")
-    group.add_argument("--overlap", **_several(int), help="voxels read beyond each side: one for all axes, or each")
-    group.add_argument("--block-ids", **_several(int), help="numbers of some tiles only")
+def _labelled(run: Run, component: str) -> Facts:
+    """What is told of labels that are written."""
+    where = run.options.get("output_component", component)
+    stored = zarr.open_array(run.paths["output"], path=where, mode="r")
+    kept: Any = stored.attrs.asdict().get("blockbuster", {})
+    report: dict[str, Any] = dict(kept.get("report", {}))
+    told = {name: value for name, value in report.items() if name in ("n_objects", "n_tiles", "n_skipped")}
+    return {"labels": os.path.join(run.paths["output"], where), "shape": stored.shape, **told}
 
 
-def _add_labelling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("labels")
-    group.add_argument("--fn", type=_function, default=argparse.SUPPRESS, metavar="MODULE:NAME", help="a function")
-    group.add_argument("--merge", default=argparse.SUPPRESS, type=_merge, help="'touching', 'iou', 'contact' or 'none'")
-    group.add_argument("--threshold", type=float, default=argparse.SUPPRESS)
-    group.add_argument("--connectivity", type=int, default=argparse.SUPPRESS)
-    group.add_argument("--dtype", default=argparse.SUPPRESS)
+def _label(run: Run, progress: Progress) -> Facts:
+    blockbuster.label(run.paths["image"], write_to=run.paths["output"], **_keywords(run, progress))
+    return _labelled(run, "labels")
 
 
-def _add_arrays(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("copies and levels")
-    group.add_argument("--scale-factor", **_several(int), help="input voxels per output voxel")
-    group.add_argument("--method", default=argparse.SUPPRESS, help="'mean', 'max', ...")
-    group.add_argument("--chunks", **_several(int), help="voxels per chunk and axis")
-    group.add_argument("--shards", **_several(int), help="voxels per shard and axis")
-    group.add_argument("--compression", default=argparse.SUPPRESS, help="'lz4', 'zstd', 'gzip' or 'none'")
+def _merge(run: Run, progress: Progress) -> Facts:
+    blockbuster.merge_tile_labels(run.paths["labels"], run.paths["output"], **_keywords(run, progress))
+    return _labelled(run, "labels")
 
 
-def _add_destination(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("result")
-    group.add_argument("--write-to", default=argparse.SUPPRESS, metavar="STORE", help="zarr store to write to")
-    group.add_argument("--output-component", default=argparse.SUPPRESS, metavar="PATH", help="where within it")
-    group.add_argument("--stage-dir", default=argparse.SUPPRESS, metavar="FOLDER", help="for scratch data")
-    for name, words in (
-        ("overwrite", "replace what is there"),
-        ("resume", "go on with a stopped run"),
-        ("compute", "take the result into memory"),
-    ):
-        group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=words)
+def _copy(run: Run, progress: Progress) -> Facts:
+    blockbuster.copy(run.paths["source"], run.paths["output"], **_keywords(run, progress))
+    return _stored(run)
 
 
-def _add_others(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--option",
-        action="append",
-        type=_named_value,
-        default=[],
-        metavar="NAME=VALUE",
-        dest="others",
-        help="any other option of the operation; the value as Python spells it. May be repeated",
+def _downsample(run: Run, progress: Progress) -> Facts:
+    given = _keywords(run, progress, "scale_factor")
+    factor = run.options.get("scale_factor", 2)
+    blockbuster.downsample(run.paths["image"], factor, write_to=run.paths["output"], **given)
+    return _stored(run)
+
+
+def _stored(run: Run) -> Facts:
+    where = os.path.join(run.paths["output"], run.options.get("output_component", "")).rstrip("/")
+    node = zarr.open(where, mode="r")
+    return {"output": where} | ({"shape": node.shape} if isinstance(node, zarr.Array) else {})
+
+
+def _pyramid(run: Run, progress: Progress) -> Facts:
+    made = blockbuster.pyramid(run.paths["image"], **_keywords(run, progress))
+    return {"image": made.path, "levels": [level.shape for level in made.levels]}
+
+
+def _blobs(run: Run, progress: Progress) -> Facts:
+    given = _keywords(run, progress, "method")
+    method = run.options.get("method", "log")
+    found = blockbuster.detect_blobs(
+        run.paths["image"],
+        method=find_function(method) if ":" in method else method,
+        write_to=run.paths["output"],
+        **given,
     )
+    return {"table": run.paths["output"], "n_blobs": found.shape[0]}
 
 
-def _several(kind: Callable[[str], Any]) -> dict[str, Any]:
-    return {"nargs": "+", "type": kind, "default": argparse.SUPPRESS, "action": _OneOrMany}
+def _info(run: Run, _progress: Progress) -> Facts:
+    path = run.paths["image"]
+    image = blockbuster.open_image(path)
+    file = open_file(path)
+    finest = image.levels[0]
+    return {
+        "path": image.path,
+        "format": f"OME-Zarr {image.version}" if image.version else "TIFF" if is_tiff(path) else "zarr",
+        "name": image.name or None,
+        "axes": image.axes,
+        "shape": finest.shape,
+        "dtype": str(finest.dtype),
+        "chunks": getattr(file.array(0), "chunks", None),
+        "bytes": finest.nbytes,
+        "levels": [level.shape for level in image.levels],
+        "scale": image.scale,
+        "unit": image.unit,
+        "channels": image.channel_names,
+        "labels": image.labels,
+    }
 
 
-class _OneOrMany(argparse.Action):
-    """One value as it is, several as a tuple."""
-
-    def __call__(self, _parser: Any, options: Any, values: Any, _option: Any = None) -> None:
-        setattr(options, self.dest, values[0] if len(values) == 1 and self.dest != "block_ids" else tuple(values))
-
-
-def _extent(words: str) -> int | str:
-    if words != "auto" and not words.isdigit():
-        raise argparse.ArgumentTypeError(f"{words!r} is neither a number of voxels nor 'auto'")
-    return words if words == "auto" else int(words)
-
-
-def _channel(words: str) -> int | str | None:
-    return None if words == "none" else int(words) if words.isdigit() else words
-
-
-def _merge(words: str) -> str | None:
-    return None if words == "none" else words
-
-
-def _named_value(words: str) -> tuple[str, Any]:
-    name, is_given, value = words.partition("=")
-    if not is_given or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{words!r} is not NAME=VALUE")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def _function(words: str) -> Any:
-    """A function by the module that holds it and its name."""
-    module, is_given, name = words.partition(":")
-    if not is_given:
-        raise argparse.ArgumentTypeError(f"{words!r} is not MODULE:NAME")
-    # As with `python -m`, modules of the working folder count.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise argparse.ArgumentTypeError(f"{words!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise argparse.ArgumentTypeError(f"{words!r} is a {type(found).__name__}, which cannot be called")
-    return found
-
-
-# blockbuster plan
-
-
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--operation",
-        choices=list(OPERATIONS),
-        default=None,
-        help="default: tile_process with --fn, else label",
-    )
-    for add in (_add_image, _add_tiles, _add_labelling, _add_arrays, _add_destination, _add_others):
-        add(parser)
-    group = parser.add_argument_group("plan")
-    group.add_argument("--n-workers", type=int, help="worker processes of a cluster that is to be started")
-    group.add_argument("--threads-per-worker", type=int, help="tiles at a time in each")
-    group.add_argument("--memory-limit", metavar="BYTES", help="for each, such as '16 GiB'")
-    group.add_argument("--time-tiles", type=int, default=3, metavar="N", help="tiles to try; 0 for none (default: 3)")
-    group.add_argument("--json", action="store_true", help="print the plan as JSON")
-
-
-def _plan(options: argparse.Namespace) -> int:
-    own = ("command", "work", "json", "others", "image")
-    given = {name: value for name, value in vars(options).items() if name not in own} | dict(options.others)
-    if options.operation in ("write_image", "write_labels") and "write_to" in given:
+def _plan(run: Run, _progress: Progress) -> Facts:
+    given = _keywords(run, False, "fn", "progress")
+    given.pop("progress")
+    operation = given.get("operation")
+    if "fn" in run.options:
+        given["fn"] = find_function(run.options["fn"])
+    if operation in ("write_image", "write_labels") and "write_to" in given:
         given["store"] = given.pop("write_to")
-    made = plan(options.image, **given)
-    sys.stdout.write((json.dumps(made.as_dict(), indent=1) if options.json else str(made)) + "\n")
-    made.check()
-    return 0
+    made = blockbuster.plan(run.paths["image"], **given)
+    return {"text": str(made), **made.as_dict()}
 
 
+def _segment(run: Run, progress: Progress) -> Facts:
+    image, options = run.paths["image"], run.options
+    source = {name: value for name, value in _keywords(run, progress).items() if name in ("channel", "level")}
+    method = make_method(options.get("method", "otsu"), image, dict(options.get("param", {})), **source)
+    given = {"merge": method.merge, "overlap": method.overlap or 0, **_keywords(run, progress, "method", "param")}
+    blockbuster.tile_process(image, method.fn, write_to=run.paths["output"], **given)
+    return {**_labelled(run, "labels"), "merge": given["merge"], "overlap": given["overlap"]}
+
+
+def _view(run: Run, _progress: Progress) -> Facts:
+    try:
+        import napari
+    except ImportError as error:
+        raise ParameterError("view needs napari: pip install 'blockbuster-imaging[napari]' 'napari[pyqt6]'.") from error
+    viewer = napari.Viewer()
+    for path in (run.paths["image"], *run.options.get("labels", ())):
+        image = blockbuster.open_image(path)
+        add = viewer.add_image if path == run.paths["image"] else viewer.add_labels
+        add(image.levels, name=Path(path).name, scale=image.scale, translate=image.translation)
+    napari.run()
+    return {"viewed": run.paths["image"]}
+
+
+def _demo(run: Run, _progress: Progress) -> Facts:
+    from blockbuster.demo import make_demo
+
+    return make_demo(Path(run.paths["folder"]))
+
+
+def _run(run: Run, progress: Progress) -> Facts:
+    again = read_run(run.paths["file"])
+    works = {command.name: command.work for command in COMMANDS if command.name != "run"}
+    if again.command not in works:
+        raise ParameterError(f"{run.paths['file']} describes the command {again.command!r}. There is none.")
+    options = {name: True for name in ("resume", "overwrite") if run.options.get(name)}
+    again = replace(again, options={**again.options, **options})
+    with active(again):
+        return works[again.command](again, progress)
+
+
+_WHOLE = (*CLUSTER, *OTHERS, *RUN)
 COMMANDS = (
     Command(
+        "info", "Say what an image is: its form, axes, levels, scale, channels and labels.", (IMAGE,), TELLING, _info
+    ),
+    Command(
         "plan",
-        "what a run would take, and whether it fits",
-        "Say what a run would take of time, memory and disk, and whether it fits, without starting it. "
-        "The options are those of the operation, by the same names. Exit status 1 if it cannot fit.",
-        _add_plan,
+        "Say what a run would take of time, memory and disk, and whether it fits, without starting it. The options "
+        "are those of the operation, by the same names. Exit status 1 if it cannot fit.",
+        (IMAGE,),
+        (
+            option("operation", "Default: tile_process with --fn, else label.", metavar="NAME"),
+            option("fn", "A function of a tile, by its module and name.", metavar="MODULE:NAME"),
+            *SOURCE,
+            *MASK,
+            *TILES,
+            *OVERLAP,
+            option("threshold", "What is above it is foreground.", float, group="Labels"),
+            option("connectivity", "1 to the number of axes.", int, group="Labels"),
+            *LABELS,
+            option("scale_factor", "Input voxels per output voxel.", ints, metavar="N", group="Levels"),
+            option("method", "Of downsampling, or of finding blobs.", group="Levels"),
+            *STORAGE,
+            option("write_to", "Where the run would write to.", metavar="PATH", group="Result"),
+            option("compute", "Whether the result is taken into memory.", bool, group="Result"),
+            *COMPONENT,
+            *DESTINATION[:3],
+            option("n_workers", "Worker processes of a cluster that is to be started.", int, group="Workers"),
+            option("threads_per_worker", "Tiles at a time in each.", int, group="Workers"),
+            option("memory_limit", "For each, such as '16 GiB'.", metavar="BYTES", group="Workers"),
+            option("time_tiles", "Tiles to try; 0 for none. Default: 3.", int, metavar="N", group="Workers"),
+            *_WHOLE,
+        ),
         _plan,
+    ),
+    Command(
+        "label",
+        "Label connected components, with the ids that SciPy gives for the whole image.",
+        (IMAGE, OUTPUT),
+        (
+            option("threshold", "What is above it is foreground. Default: what is not 0.", float, group="Labels"),
+            option("connectivity", "1: faces; up to the number of axes: corners too.", int, group="Labels"),
+            option("by_value", "Neighbours belong together if they are equal.", bool, group="Labels"),
+            option("numbering", "'raster', as SciPy, or 'tile'.", group="Labels"),
+            option("dtype", "Integer type of the labels.", group="Labels"),
+            *SOURCE,
+            *MASK,
+            *TILES,
+            *COMPONENT,
+            *DESTINATION,
+            *_WHOLE,
+        ),
+        _label,
+    ),
+    Command(
+        "segment",
+        "Segment an image tile by tile, and make objects whole across the borders of tiles.",
+        (IMAGE, OUTPUT),
+        (
+            option(
+                "method",
+                f"{', '.join(METHODS)}, or MODULE:NAME of a function of a tile. Default: otsu.",
+                metavar="NAME",
+                group="Method",
+            ),
+            option(
+                "param",
+                "A parameter of the method, such as diameter=30. May be repeated.",
+                named_value,
+                metavar="NAME=VALUE",
+                group="Method",
+                many=True,
+            ),
+            option("use_gpu", "One tile at a time on each GPU.", bool, group="Method"),
+            *LABELS,
+            *SOURCE,
+            *TILES,
+            *OVERLAP,
+            *EMPTY,
+            *COMPONENT,
+            *DESTINATION,
+            *_WHOLE,
+        ),
+        _segment,
+    ),
+    Command(
+        "merge",
+        "Make objects whole in labels that were made tile by tile.",
+        (Place("labels", "Path of the labels."), OUTPUT),
+        (
+            option("input_component", "Path of the labels within the store.", metavar="PATH", group="Image"),
+            *LABELS,
+            *TILES,
+            *COMPONENT,
+            *DESTINATION,
+            *_WHOLE,
+        ),
+        _merge,
+    ),
+    Command(
+        "copy",
+        "Copy an image to zarr: in other chunks, shards, codecs, formats or dtypes where asked.",
+        (Place("source", "Path or URL of an image, or of a whole OME-Zarr."), OUTPUT),
+        (
+            option("dtype", "Of the copy."),
+            option("casting", "'safe', 'same_kind', 'unsafe', 'exact' or 'clip'."),
+            option("verify", "Read all again, and compare checksums.", bool),
+            *SOURCE,
+            *MASK,
+            *TILES,
+            *STORAGE,
+            option("zarr_format", "2 or 3.", int, group="Storage"),
+            *COMPONENT,
+            *DESTINATION,
+            *_WHOLE,
+        ),
+        _copy,
+    ),
+    Command(
+        "downsample",
+        "Make an image smaller by integer factors.",
+        (IMAGE, OUTPUT),
+        (
+            option(
+                "scale_factor", "Input voxels per output voxel: one, or one per axis. Default: 2.", ints, metavar="N"
+            ),
+            option("method", "'mean', 'median', 'mode', 'mode-nonzero', 'max' or 'min'; default: every n-th voxel."),
+            option("order", "Of a spline, in place of a method.", int),
+            option("anti_aliasing", "Blur before, with a spline.", bool),
+            *SOURCE,
+            *MASK,
+            *TILES,
+            *STORAGE,
+            *COMPONENT,
+            *DESTINATION,
+            *_WHOLE,
+        ),
+        _downsample,
+    ),
+    Command(
+        "pyramid",
+        "Give an OME-Zarr image the coarser levels that it lacks.",
+        (IMAGE,),
+        (
+            option("n_levels", "Levels, the first counted. Default: until one is small.", int),
+            option("scale_factor", "From level to level: one, or one per axis.", ints, metavar="N"),
+            option("method", "As of downsample; default: mean, of labels mode."),
+            *DESTINATION,
+            *_WHOLE,
+        ),
+        _pyramid,
+    ),
+    Command(
+        "blobs",
+        "Find bright spots, those of the whole image, and write a table of them.",
+        (IMAGE, Place("output", "Parquet file to write: *.parquet.")),
+        (*BLOBS, *SOURCE, *MASK, *TILES, *EMPTY, *DESTINATION, *_WHOLE),
+        _blobs,
+    ),
+    Command(
+        "view",
+        "Look at an image in napari, with label images over it.",
+        (IMAGE,),
+        (option("labels", "Path of labels. May be repeated.", metavar="PATH", many=True), *TELLING),
+        _view,
+    ),
+    Command(
+        "demo",
+        "Segment the nuclei of a real image in tiles, and draw what came out.",
+        (Place("folder", "Folder to write to; made if there is none."),),
+        TELLING,
+        _demo,
+    ),
+    Command(
+        "run",
+        "Do what a file describes that --save-run has written.",
+        (Place("file", "The TOML file."),),
+        (*DESTINATION[:2], *TELLING),
+        _run,
     ),
 )

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+__all__ = ["colours", "frame", "page", "panel", "with_lines"]
+
 INK = (236, 239, 244)
 PAPER = (13, 15, 20)
 ACCENT = (255, 209, 102)
