@@ -11,3 +11,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["build"]
 autodoc_typehints = "none"
 default_role = "literal"
+
+# The types of numpydoc are words, such as "shape", which several classes have as attributes.
+suppress_warnings = ["ref.python"]
