@@ -20,7 +20,7 @@ __all__ = ["BlobTable", "Blobs", "Occupied", "halo_of"]
 
 # How many blobs in a row, each larger than the one before, may overlap: for one beside its own a tile reads enough in
 # the first place, and where it cannot read itself it is given enough for some.
-_CHAIN, _LONG_CHAIN = 1, 3
+_CHAIN, _LONG_CHAIN = 1, 4
 _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 
 
