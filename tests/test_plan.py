@@ -27,7 +27,7 @@ import blockbuster
 from blockbuster import CapacityError, GeometryError, OutputExistsError, ParameterError, TileError, plan
 from blockbuster.capacity import Room, Workers, tile_budget
 from blockbuster.grid import Region, TileGrid
-from blockbuster.reads import padded_spans, reads_of
+from blockbuster.reads import read_spans, reads_of
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import StoredImage, open_source
 from blockbuster.trials import Trials, estimate, spread_tiles
@@ -118,7 +118,7 @@ def test_reads_are_counted_as_one_by_one(data: st.DataObject) -> None:
     every = range(grid.n_tiles)
     tiles = data.draw(st.sampled_from([every, sorted(data.draw(st.sets(st.sampled_from(every), min_size=1)))]))
     image = open_source(zarr.zeros(shape, chunks=chunks))
-    made = reads_of(image, grid, tiles, padded_spans(grid), (1,) * ndim)
+    made = reads_of(image, grid, tiles, read_spans(grid, lambda tile: tile.padded), (1,) * ndim)
     regions = [grid.tile(i).padded for i in tiles]
     met = [chunks_met(region, image.ref.open().chunks) for region in regions]  # type: ignore[union-attr]
     assert made.voxels == n_voxels(regions)

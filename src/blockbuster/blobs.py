@@ -19,9 +19,9 @@ from blockbuster.ngff import spatial_axes
 from blockbuster.parquet import table_path
 from blockbuster.progress import Progress
 from blockbuster.rowwise import RowKernel, RowPlan, make_rows
-from blockbuster.sources import Image, StoredImage, open_source
+from blockbuster.sources import Image, StoredImage, open_mask, open_source
 from blockbuster.spots import Blobs, BlobTable, Occupied, halo_of
-from blockbuster.tables import Points, axis_names, check_mask
+from blockbuster.tables import Points, axis_names, space_names
 from blockbuster.tiling import TileShape, check_block_ids, make_grid
 
 __all__ = ["detect_blobs"]
@@ -203,10 +203,9 @@ def detect_blobs(
     plan = RowPlan(
         operation="detect_blobs",
         image=source,
-        mask=check_mask(mask, source),
+        mask=open_mask(mask, source.shape),
         grid=grid,
         kernel=kernel if limit is None else Occupied(kernel, limit),
-        columns=table.columns,
         table=table,
         block_ids=check_block_ids(block_ids, grid),
     )
@@ -285,8 +284,8 @@ def _space(image: Any, source: Image, level: int, channel_axis: int | None, voxe
             raise GeometryError(f"channel_axis {channel_axis} is axis {names[channel_axis]!r} of the image already.")
         axes = tuple(axis for axis in axes if axis != channel_axis)
         if source.axes is None:
-            spare = iter("zyx"[-len(axes) :] if len(axes) <= 3 else (f"axis_{axis}" for axis in axes))
-            names = ["c" if axis == channel_axis else next(spare) for axis in range(ndim)]
+            names = [*space_names(axes)]
+            names.insert(channel_axis, "c")
         else:
             names[channel_axis] = "c"
     if not axes:

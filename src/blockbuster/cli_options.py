@@ -106,19 +106,19 @@ def option(
 
 def ints(words: str) -> Any:
     """One int, or several with commas between: ``64,128,128``."""
-    try:
-        values = tuple(int(word) for word in words.split(","))
-    except ValueError:
-        raise ValueError(f"{words!r} is neither an int nor ints with commas between") from None
-    return values[0] if len(values) == 1 else values
+    return _one_or_several(words, int, "an int nor ints")
 
 
 def floats(words: str) -> Any:
     """One number, or several with commas between."""
+    return _one_or_several(words, float, "a number nor numbers")
+
+
+def _one_or_several(words: str, kind: Callable[[str], Any], neither: str) -> Any:
     try:
-        values = tuple(float(word) for word in words.split(","))
+        values = tuple(map(kind, words.split(",")))
     except ValueError:
-        raise ValueError(f"{words!r} is neither a number nor numbers with commas between") from None
+        raise ValueError(f"{words!r} is neither {neither} with commas between") from None
     return values[0] if len(values) == 1 else values
 
 

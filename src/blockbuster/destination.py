@@ -125,10 +125,9 @@ def stage_for(to: Destination, image_home: Path | None, manifest: Manifest) -> S
     return StageOwner(stage, manifest, keep=to.keep_stage, leased=lazy)
 
 
-def partial_of(stage: Stage, output: Output, kind: str) -> str:
-    """Where an output is in the making: told by the stage, so that a resumed run finds it."""
-    folder = os.path.dirname(output.partial)
-    return os.path.join(folder, f".{os.path.basename(stage.path)}.{kind}.partial")
+def partial_of(stage: Stage, beside: str | Path, kind: str) -> str:
+    """Where an output is in the making, beside a path: told by the stage, so that a resumed run finds it."""
+    return os.path.join(os.path.dirname(beside), f".{os.path.basename(stage.path)}.{kind}.partial")
 
 
 def discard_others(stage: Stage, output: Output) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import scipy.ndimage
-import scipy.spatial
 from numpy.typing import NDArray
 
 from blockbuster.duplicates import first_kept
@@ -103,8 +102,14 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True)
-class LaplacianOfGaussian:
-    """``skimage.feature.blob_log``, before it prunes."""
+class _Filters:
+    """What detectors have in common that blur with Gaussians.
+
+    Attributes
+    ----------
+    threshold : float
+        What a response must exceed.
+    """
 
     scales: Scales
     threshold: float
@@ -117,12 +122,17 @@ class LaplacianOfGaussian:
     @property
     def reach(self) -> tuple[int, ...]:
         """Of the largest filter, and one voxel more for the comparison with its neighbours."""
-        return _filter_reach(self.largest)
+        return tuple(math.ceil(_TRUNCATE * sigma) + 1 for sigma in self.largest)
 
     @property
     def radius(self) -> float:
         """The square root of the number of axes."""
         return math.sqrt(self.scales.ndim)
+
+
+@dataclass(frozen=True)
+class LaplacianOfGaussian(_Filters):
+    """``skimage.feature.blob_log``, before it prunes."""
 
     @property
     def work(self) -> int:
@@ -148,11 +158,8 @@ class LaplacianOfGaussian:
 
 
 @dataclass(frozen=True)
-class DifferenceOfGaussians:
+class DifferenceOfGaussians(_Filters):
     """``skimage.feature.blob_dog``, before it prunes."""
-
-    scales: Scales
-    threshold: float
 
     @property
     def largest(self) -> tuple[float, ...]:
@@ -161,16 +168,6 @@ class DifferenceOfGaussians:
         return tuple(
             max(float(self._series(np.dtype(kind))[-1, axis]) for kind in "fd") for axis in range(self.scales.ndim)
         )
-
-    @property
-    def reach(self) -> tuple[int, ...]:
-        """Of the largest filter, and one voxel more for the comparison with its neighbours."""
-        return _filter_reach(self.largest)
-
-    @property
-    def radius(self) -> float:
-        """The square root of the number of axes."""
-        return math.sqrt(self.scales.ndim)
 
     @property
     def work(self) -> int:
@@ -299,10 +296,6 @@ def make_detector(method: str, scales: Scales, threshold: float | None) -> Detec
 # How far filters see, and how much they answer
 
 
-def _filter_reach(largest: Sequence[float]) -> tuple[int, ...]:
-    return tuple(math.ceil(_TRUNCATE * sigma) + 1 for sigma in largest)
-
-
 def _as_floats(low: Any, high: Any) -> tuple[float, float]:
     """Two values as scikit-image scales them: those of integers to at most 1."""
     from skimage.util import img_as_float64
@@ -373,8 +366,10 @@ def settled(found: NDArray[np.float64], overlap: float, ndim: int, unsure: NDArr
     """
     if ndim > _MOST_AXES or overlap >= 1 or len(found) == 0:
         return np.ones(len(found), np.int8)
+    from scipy.spatial import KDTree
+
     sizes = found[:, ndim:].max(axis=0) * math.sqrt(ndim)
-    tree = scipy.spatial.KDTree(found[:, :ndim] / sizes)
+    tree = KDTree(found[:, :ndim] / sizes)
     # As far as balls of radius 1 reach into each other: see `pruning_reach`.
     pairs = tree.query_pairs((1 if overlap >= 0.5 else 2) * (1 + _ROUNDING), output_type="ndarray")
     pairs = pairs[_shares(found[pairs[:, 0]], found[pairs[:, 1]], ndim) > overlap]

@@ -18,8 +18,6 @@ from blockbuster.percentiles import global_percentiles
 
 __all__ = ["METHODS", "Method", "find_function", "make_method"]
 
-METHODS = ("threshold", "otsu", "cellpose", "stardist")
-
 
 @dataclass(frozen=True)
 class Method:
@@ -67,9 +65,8 @@ def make_method(name: str, image: Any, parameters: Mapping[str, Any], **source: 
             f"method {name!r} is unknown. Choose one of {', '.join(map(repr, METHODS))}, or give MODULE:NAME of a "
             "function."
         )
-    made = {"threshold": _threshold, "otsu": _otsu, "cellpose": _cellpose, "stardist": _stardist}[name]
     try:
-        return made(image, dict(parameters), source)
+        return METHODS[name](image, dict(parameters), source)
     except TypeError as error:
         raise ParameterError(
             f"method {name!r} cannot be made with the parameters {dict(parameters)}: {error}."
@@ -136,3 +133,11 @@ def _normalized(image: Any, parameters: dict[str, Any], source: Mapping[str, Any
         return parameters
     ends = global_percentiles(image, [1, high], **source)
     return {**parameters, "normalize": tuple(np.asarray(ends).tolist())}
+
+
+METHODS: dict[str, Callable[[Any, dict[str, Any], Mapping[str, Any]], Method]] = {
+    "threshold": _threshold,
+    "otsu": _otsu,
+    "cellpose": _cellpose,
+    "stardist": _stardist,
+}

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from blockbuster.errors import GeometryError, ImageError, ParameterError
+from blockbuster.errors import ImageError, ParameterError
 from blockbuster.graph import Input, Pass, ReducingGraph
 from blockbuster.grid import Tile, TileGrid
 from blockbuster.progress import Progress, shown
 from blockbuster.schedulers import active_scheduler
-from blockbuster.sources import Image, StoredImage, given, open_source
+from blockbuster.sources import Image, StoredImage, given, open_mask, open_source
 from blockbuster.tasks import blaming
 from blockbuster.tiling import TileShape, make_grid
 
@@ -112,7 +112,7 @@ def global_percentiles(
     _check_real(source.dtype)
     share = _check_percentages(q)
     grid = make_grid(source, tile_shape, 0)
-    inside = _check_mask(mask, source.shape)
+    inside = open_mask(mask, source.shape)
     if not share.size:
         return share
     if 0 in source.shape:
@@ -138,15 +138,6 @@ def _check_percentages(q: ArrayLike) -> NDArray[np.float64]:
     if wrong.size:
         raise ParameterError(f"q has the entry {wrong[0]}. Give percentages from 0 to 100.")
     return np.asarray(given / 100)
-
-
-def _check_mask(mask: Any, shape: tuple[int, ...]) -> Image | None:
-    if mask is None:
-        return None
-    inside = open_source(mask, channel=None, plain_level=True)
-    if inside.shape != shape:
-        raise GeometryError(f"The mask has shape {inside.shape}, the image {shape}. They must be the same.")
-    return inside
 
 
 # From shares to voxels of the sorted image

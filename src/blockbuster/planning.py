@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -20,7 +21,7 @@ from blockbuster.needs import FolderNeeds, Intent, Needs, intercepting, likely_p
 from blockbuster.outputs import plan_output
 from blockbuster.parquet import TableFile
 from blockbuster.pyramid import downsample
-from blockbuster.reads import Reads, padded_spans, read_spans, reads_of, source_spans, stored_chunk_shape
+from blockbuster.reads import Reads, read_spans, reads_of, stored_chunk_shape
 from blockbuster.rowwise import RowPlan
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, MemoryImage
@@ -51,6 +52,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 # From here on it is worth saying that chunks are decoded again and again.
 _MANY_READS = 3.0
 _MANY_LAZY_TILES = 20_000
+_PADDED = operator.attrgetter("padded")
 
 
 @dataclass(frozen=True)
@@ -419,7 +421,7 @@ def _reads(run: Any) -> Reads:
     """What is read of images; what a level reads of the one before it is not counted."""
     if not hasattr(run, "arrays"):
         ones = (1,) * run.grid.ndim
-        spans = read_spans(run.grid, run.read) if isinstance(run, RowPlan) else padded_spans(run.grid)
+        spans = read_spans(run.grid, run.read if isinstance(run, RowPlan) else _PADDED)
         return reads_of(run.image, run.grid, run.tiles, spans, ones)
     found = [_array_reads(array, run.tiles(array)) for array in run.arrays if not isinstance(array.source, str)]
     return Reads(*(sum(getattr(one, field.name) for one in found) for field in fields(Reads)))
@@ -430,12 +432,13 @@ def _array_reads(array: Any, tiles: Sequence[int]) -> Reads:
     image, grid, kernel = array.source, array.grid, array.kernel
     if not hasattr(kernel, "image_grid"):
         factors = getattr(kernel, "factors", (1,) * grid.ndim)
-        return reads_of(image, grid, tiles, source_spans(grid, kernel, image.shape), factors)
+        spans = read_spans(grid, lambda tile: kernel.source(tile.core, image.shape))
+        return reads_of(image, grid, tiles, spans, factors)
     if 0 in image.shape:
         return Reads(0, 0, 0, 0)
     # The axes of the result are not those of the image.
     there = kernel.image_grid(grid, image.shape)
-    return reads_of(image, there, tiles, padded_spans(there), (1,) * there.ndim)
+    return reads_of(image, there, tiles, read_spans(there, _PADDED), (1,) * there.ndim)
 
 
 def _disks(needs: Needs, rooms: Sequence[Room], trials: Trials | None) -> Iterator[DiskUse]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from blockbuster.grid import Region, Tile, TileGrid
 from blockbuster.sources import Image, StoredImage
 
-__all__ = ["Reads", "padded_spans", "read_spans", "reads_of", "source_spans", "stored_chunk_shape"]
+__all__ = ["Reads", "read_spans", "reads_of", "stored_chunk_shape"]
 
 # For each axis, where each tile along it begins and ends to read.
 Spans: TypeAlias = tuple[NDArray[np.int64], ...]
@@ -46,33 +45,8 @@ class Reads:
     needed: int
 
 
-def padded_spans(grid: TileGrid) -> Spans:
-    """What tiles with their halos read."""
-    return tuple(
-        np.array([(max(a - o, 0), min(b + o, n)) for a, b in itertools.pairwise(cuts)], np.int64).reshape(-1, 2)
-        for cuts, o, n in zip(grid.bounds, grid.overlap, grid.shape, strict=True)
-    )
-
-
-def source_spans(grid: TileGrid, kernel: Any, shape: Sequence[int]) -> Spans:
-    """What tiles of a result read of an image of `shape`: kernels treat each axis on its own."""
-    if not grid.n_tiles:
-        return tuple(np.empty((0, 2), np.int64) for _ in shape)
-    corner = grid.tile(0).core
-
-    def span(axis: int, begin: int, end: int) -> tuple[int, int]:
-        region: Region = (*corner[:axis], slice(begin, end), *corner[axis + 1 :])
-        read = kernel.source(region, shape)[axis]
-        return read.start, read.stop
-
-    return tuple(
-        np.array([span(axis, a, b) for a, b in itertools.pairwise(cuts)], np.int64)
-        for axis, cuts in enumerate(grid.bounds)
-    )
-
-
 def read_spans(grid: TileGrid, read: Callable[[Tile], Region]) -> Spans:
-    """What tiles read, as a function says that treats each axis on its own."""
+    """What tiles read, as a function says that treats each axis on its own: as kernels do, and halos."""
 
     def span(axis: int, i: int) -> tuple[int, int]:
         index = [0] * grid.ndim
@@ -102,7 +76,7 @@ def reads_of(image: Image, grid: TileGrid, tiles: Sequence[int], spans: Spans, f
     >>> from blockbuster.sources import open_source
     >>> image = open_source(zarr.zeros((8,), chunks=(2,)))
     >>> grid = TileGrid.regular((8,), (2,), overlap=1)
-    >>> reads_of(image, grid, range(4), padded_spans(grid), (1,))
+    >>> reads_of(image, grid, range(4), read_spans(grid, lambda tile: tile.padded), (1,))
     Reads(voxels=14, owned=8, decoded=10, needed=4)
     """
     owned = [

@@ -11,8 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from blockbuster.destination import (
     Destination,
+    partial_of,
     provenance,
     run_now,
     stage_folder,
@@ -37,7 +37,7 @@ from blockbuster.progress import show_lines, shown
 from blockbuster.schedulers import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
-from blockbuster.tasks import attempting, blaming, computing, first_of, kept_back
+from blockbuster.tasks import attempting, blaming, computing, first_of, inside_of, kept_back
 
 __all__ = ["Read", "RowKernel", "RowPlan", "make_rows", "voxels_of"]
 
@@ -64,6 +64,17 @@ class RowKernel(Protocol):
         """Bytes that each voxel of what is read takes while it is worked on."""
 
 
+class RowTable(Protocol):
+    """The columns of a table, and how rows fill them."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns, in their order."""
+
+    def __call__(self, rows: NDArray[np.float64], number: int) -> Mapping[str, NDArray[Any]]:
+        """The values of the rows of one tile, by column; `number` is its block id."""
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """What to make: the same for every way of making it.
@@ -74,12 +85,8 @@ class RowPlan:
         Name of the public function.
     mask : Image or None
         Of the shape of the image: points are kept where it is not 0.
-    columns : tuple of Column
-        Of the table that is written.
-    table : callable
-        ``(rows, block id) -> columns by name``, of the rows of one tile.
-    facts : mapping
-        What else is kept with the table.
+    table : RowTable
+        What is written.
     """
 
     operation: str
@@ -87,11 +94,8 @@ class RowPlan:
     mask: Image | None
     grid: TileGrid
     kernel: RowKernel
-    columns: tuple[Column, ...]
-    table: Callable[[NDArray[np.float64], int], Mapping[str, NDArray[Any]]]
+    table: RowTable
     block_ids: tuple[int, ...] | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tiles(self) -> Sequence[int]:
@@ -118,7 +122,6 @@ class RowPlan:
             "tiles": repr((self.grid.bounds, self.grid.overlap)),
             "table": repr(self.table),
             "block_ids": "all" if self.block_ids is None else repr(self.block_ids),
-            **self.parameters,
         }
 
 
@@ -153,7 +156,7 @@ def _to_file(plan: RowPlan, to: Destination, scheduler: Scheduler) -> Any:
         return file.lazily(plan.kernel.n_columns)
     file.check(overwrite=to.overwrite)
     owner = stage_for(to, plan.image.home, manifest)
-    file = replace(file, partial=_partial(owner.stage, to.root))
+    file = replace(file, partial=partial_of(owner.stage, to.root, "table"))
     show_lines(to.verbose)
     with run_now(owner, scheduler, None), file.in_the_making():
         check_visible(scheduler, "output", file.partial, "write_to")
@@ -165,15 +168,11 @@ def _to_file(plan: RowPlan, to: Destination, scheduler: Scheduler) -> Any:
         errors = [error for error in made if error is not None]
         if errors:
             raise first_of(errors)
-        told = {**provenance(manifest, None), **plan.facts}
+        told = provenance(manifest, None)
         # A task like the others: the stage may be nearer to the workers than to the client.
         map_tiles(_Writing(plan, owner.stage, file, told), TileGrid.regular((1,), (1,)), [0], None)
         file.commit(overwrite=to.overwrite)
     return file.lazily(plan.kernel.n_columns)
-
-
-def _partial(stage: Stage, path: Path) -> str:
-    return str(path.parent / f".{Path(stage.path).name}.table.partial")
 
 
 def _discard_stopped(to: Destination, manifest: Manifest) -> None:
@@ -254,11 +253,7 @@ class _Work:
         )
 
     def _inside(self, tile: Tile, blocks: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
-        if not self.has_mask:
-            return None
-        with blaming(tile, "reading the mask"):
-            found = blocks[-1] if self.mask is None else self.mask.read(tile.core)
-            return np.asarray(found != 0)
+        return inside_of(tile, self.mask, blocks) if self.has_mask else None
 
 
 @dataclass(frozen=True)
@@ -271,7 +266,7 @@ class _Writing:
     told: Mapping[str, Any]
 
     def __call__(self, _tile: Tile, _block: object) -> int:
-        return self.file.write(self.plan.columns, self._parts(), self.told)
+        return self.file.write(self.plan.table.columns, self._parts(), self.told)
 
     def _parts(self) -> Iterator[Mapping[str, NDArray[Any]]]:
         for number in self.plan.tiles:

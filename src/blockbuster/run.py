@@ -164,7 +164,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
         to.root, to.component, overwrite=to.overwrite, inputs=[home for image in plan.inputs for home in image.homes]
     )
     owner = stage_for(to, plan.image.home, manifest)
-    output = replace(output, partial=partial_of(owner.stage, output, str(plan.dtype)), mark=str(plan.dtype))
+    output = replace(output, partial=partial_of(owner.stage, output.partial, str(plan.dtype)), mark=str(plan.dtype))
     job = _job(plan, to, owner.stage, manifest, scheduler, output)
     graph = _graph(plan, job, owner, scheduler)
     numbers = _final_numbers(plan, job.final_grid)

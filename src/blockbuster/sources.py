@@ -32,6 +32,7 @@ __all__ = [
     "from_store",
     "given",
     "lazily",
+    "open_mask",
     "open_source",
 ]
 
@@ -240,6 +241,31 @@ def open_source(image: Any, *, channel: int | str | None = 0, level: int = 0, pl
             f"path of a zarr store or a TIFF.{hint}"
         )
     return MemoryImage(array)
+
+
+def open_mask(mask: Any, shape: Sequence[int], what: str = "image") -> Image | None:
+    """What tells which voxels count; None for all.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of what it is the mask of.
+    what : str
+        What that is, for the error.
+
+    Raises
+    ------
+    ImageError
+        If it is no image.
+    GeometryError
+        If it has another shape.
+    """
+    if mask is None:
+        return None
+    inside = open_source(mask, channel=None, plain_level=True)
+    if inside.shape != tuple(shape):
+        raise GeometryError(f"The mask has shape {inside.shape}, the {what} {tuple(shape)}. They must be the same.")
+    return inside
 
 
 def given(image: Image) -> NDArray[Any] | da.Array | Blocks | None:

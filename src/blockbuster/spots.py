@@ -205,7 +205,8 @@ class Occupied:
         block = read(tile.padded)
         # Not "<=": a tile with NaN is not known to be empty.
         if block.size and not block.max() <= self.limit:
-            return self.kernel(tile, shape, read)
+            # Most often it asks for the same again.
+            return self.kernel(tile, shape, lambda region: block if region == tile.padded else read(region))
         return np.empty((0, self.n_columns))
 
 

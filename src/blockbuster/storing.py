@@ -12,10 +12,10 @@ import zarr
 
 from blockbuster.destination import Destination
 from blockbuster.encoding import Compression, Encoding, ZarrFormat, encode_like, new_encoding
-from blockbuster.errors import GeometryError, ParameterError
+from blockbuster.errors import ParameterError
 from blockbuster.grid import TileGrid, per_axis
 from blockbuster.outputs import chunks_within, format_of, node_kind
-from blockbuster.sources import Image, MemoryImage, StoredImage, open_source
+from blockbuster.sources import Image, MemoryImage, StoredImage, open_mask
 from blockbuster.stores import StoreRef, open_node
 from blockbuster.tilewise import ArrayPlan, Kernel, TilePlan
 from blockbuster.tiling import TileShape, check_block_ids, make_grid, make_writing_grid, warn_of_amplification
@@ -124,7 +124,7 @@ def plan_array(
         stored_dtype=stored.dtype if stored is not None and same_type else None,
         attributes=stored.attrs.asdict() if stored is not None and same_shape else {},
     )
-    inside = _check_mask(mask, shape)
+    inside = open_mask(mask, shape, "result")
     return TilePlan(operation, (array,), mask=inside, block_ids=check_block_ids(block_ids, grid))
 
 
@@ -275,12 +275,3 @@ def _plain_array(image: Image) -> zarr.Array[Any] | None:
     if not isinstance(image, StoredImage) or any(index is not None for index in image.fixed):
         return None
     return _zarr_array(image)
-
-
-def _check_mask(mask: Any, shape: Sequence[int]) -> Image | None:
-    if mask is None:
-        return None
-    inside = open_source(mask, channel=None, plain_level=True)
-    if inside.shape != tuple(shape):
-        raise GeometryError(f"The mask has shape {inside.shape}, the result {tuple(shape)}. They must be the same.")
-    return inside

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockbuster.destination import Destination
-from blockbuster.errors import GeometryError, ParameterError
+from blockbuster.errors import ParameterError
 from blockbuster.grid import Region, Tile, per_axis
 from blockbuster.identity import function_identity
 from blockbuster.parquet import Column, table_path
 from blockbuster.progress import Progress
 from blockbuster.rowwise import Read, RowPlan, make_rows, voxels_of
-from blockbuster.sources import Image, open_source
+from blockbuster.sources import Image, open_mask, open_source
 from blockbuster.tiling import TileShape, check_block_ids, make_grid
 
-__all__ = ["PointTable", "Points", "axis_names", "check_mask", "map_tiles_to_table", "planes"]
+__all__ = ["PointTable", "Points", "axis_names", "map_tiles_to_table", "planes", "space_names"]
 
 _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 
@@ -132,10 +132,9 @@ def map_tiles_to_table(
     plan = RowPlan(
         operation="map_tiles_to_table",
         image=source,
-        mask=check_mask(mask, source),
+        mask=open_mask(mask, source.shape),
         grid=grid,
         kernel=Points(fn, tuple(range(grid.ndim)), grid.overlap, table.axes, names),
-        columns=table.columns,
         table=table,
         block_ids=check_block_ids(block_ids, grid),
     )
@@ -257,28 +256,16 @@ class PointTable:
         return {**made, "tile": np.full(len(rows), number, _INT)}
 
 
-def check_mask(mask: Any, image: Image) -> Image | None:
-    """What tells which points of an image are kept.
-
-    Raises
-    ------
-    GeometryError
-        If it has another shape than the image.
-    """
-    if mask is None:
-        return None
-    inside = open_source(mask, channel=None, plain_level=True)
-    if inside.shape != image.shape:
-        raise GeometryError(f"The mask has shape {inside.shape}, the image {image.shape}. They must be the same.")
-    return inside
-
-
 def axis_names(image: Image) -> tuple[str, ...]:
     """A name for each axis: those that the image has, else as axes of space are called."""
     if image.axes is not None:
         return tuple(image.axes)
-    ndim = len(image.shape)
-    return tuple("zyx"[-ndim:]) if ndim <= 3 else tuple(f"axis_{axis}" for axis in range(ndim))
+    return space_names(range(len(image.shape)))
+
+
+def space_names(axes: Sequence[int]) -> tuple[str, ...]:
+    """What axes of space are called that have no names."""
+    return tuple("zyx"[-len(axes) :]) if len(axes) <= 3 else tuple(f"axis_{axis}" for axis in axes)
 
 
 def _checked_names(columns: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:

@@ -7,18 +7,21 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from blockbuster.errors import OutputError, StageError, TileError
 from blockbuster.grid import Tile, TileGrid
 from blockbuster.schedulers import Scheduler, in_worker, is_on_cluster
+from blockbuster.sources import StoredImage
 from blockbuster.stage import Stage
 
-__all__ = ["attempting", "blaming", "computing", "first_of", "kept_back"]
+__all__ = ["attempting", "blaming", "computing", "first_of", "inside_of", "kept_back"]
 
 T = TypeVar("T")
 
@@ -41,6 +44,13 @@ def blaming(tile: Tile, step: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - raised again with its place
         made = TileError.of(tile.index, tile.padded, step, error, leaves_process=in_worker())
         raise made from made.__cause__
+
+
+def inside_of(tile: Tile, mask: StoredImage | None, blocks: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which voxels of the core of a tile a mask holds; where it is not stored, the last of the blocks is its part."""
+    with blaming(tile, "reading the mask"):
+        found = blocks[-1] if mask is None else mask.read(tile.core)
+        return np.asarray(found != 0)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ from blockbuster.scratch import scratch
 from blockbuster.sources import Image, StoredImage, from_store, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.stores import StoreRef
-from blockbuster.tasks import attempting, blaming, computing, first_of, kept_back
+from blockbuster.tasks import attempting, blaming, computing, first_of, inside_of, kept_back
 
 __all__ = ["ArrayPlan", "Kernel", "TilePlan", "make_array", "make_store"]
 
@@ -214,7 +214,9 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
     output = place() if place is not None else _place(plan, to)
     owner = stage_for(to, plan.home, manifest)
     # What is begun as one kind of output is not gone on with as another.
-    output = replace(output, partial=partial_of(owner.stage, output, f"{plan.operation}-{type(output).__name__}"))
+    output = replace(
+        output, partial=partial_of(owner.stage, output.partial, f"{plan.operation}-{type(output).__name__}")
+    )
     if isinstance(output, Members):
         output.check(overwrite=to.overwrite)
     if isinstance(output, Part):
@@ -404,11 +406,7 @@ class _Work:
         return _checksum(again.astype(self.dtype, copy=False)) != counts["crc"]
 
     def _inside(self, tile: Tile, blocks: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
-        if not self.has_mask:
-            return None
-        with blaming(tile, "reading the mask"):
-            found = blocks[-1] if self.mask is None else self.mask.read(tile.core)
-            return np.asarray(found != 0)
+        return inside_of(tile, self.mask, blocks) if self.has_mask else None
 
     def _merged(self, tile: Tile, inside: NDArray[np.bool_], blocks: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """The tile as it is to be, with what stays as it was."""
