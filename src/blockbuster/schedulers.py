@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import dask.threaded
 from dask.base import compute, get_scheduler
 
 from blockbuster.errors import Attempt, BlockbusterError, SchedulerError, StageError
+from blockbuster.pools import pool_of_processes
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -199,10 +201,12 @@ def computed(*collections: Any) -> tuple[Any, ...]:
     SchedulerError
         If a cluster of ours tells that it cannot go on.
     """
-    client = active_scheduler().client
+    scheduler = active_scheduler()
+    client = scheduler.client
     # A task that waits on a cluster must leave its place to others, which only dask's own way of waiting does.
     if client is None or is_on_cluster() or not hasattr(client.cluster, "trouble"):
-        results: tuple[Any, ...] = compute(*collections, optimize_graph=False)
+        with pool_of_processes() if scheduler.kind == "processes" else contextlib.nullcontext():
+            results: tuple[Any, ...] = compute(*collections, optimize_graph=False)
         return results
     return tuple(results_of(client, client.compute(collections, optimize_graph=False)))
 
