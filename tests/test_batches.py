@@ -106,7 +106,7 @@ def test_a_failing_tile_costs_nobody_else_of_its_batch(path: Path, tmp_path: Pat
 
 def test_progress_counts_tiles(path: Path) -> None:
     told: list[tuple[int, int]] = []
-    options: dict[str, Any] = {"tile_shape": (TILE, TILE), "progress": lambda done, total: told.append((done, total))}
+    options: dict[str, Any] = {"tile_shape": (TILE, TILE), "progress": lambda now: told.append((now.done, now.total))}
     blockbuster.label(path, write_to=path.parent / "labels.zarr", **options)
     assert told[-1] == (2 * N_TILES, 2 * N_TILES)
     assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -1461,7 +1461,12 @@ def test_inputs_that_are_read_only_stay_as_they_are(kind: str, image: NDArray[An
 def test_progress_counts_tiles(to_store: bool, image: NDArray[Any], folder: Path) -> None:
     calls: list[tuple[int, int]] = []
     options: dict[str, Any] = {"write_to": folder / "b.zarr"} if to_store else {"compute": True}
-    copy(da.from_array(image, chunks=8), progress=lambda *now: calls.append(now), tile_shape=(8, 8), **options)
+    copy(
+        da.from_array(image, chunks=8),
+        progress=lambda now: calls.append((now.done, now.total)),
+        tile_shape=(8, 8),
+        **options,
+    )
     assert calls[-1] == (15, 15)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
@@ -1519,8 +1524,8 @@ def test_a_stopped_copy_is_resumed_where_it_stopped(options: dict[str, Any], ima
 def test_a_part_that_meets_another_copy_brings_its_zeros_too(tmp_path: Path) -> None:
     other = np.full((4, 8), 9, np.uint8)
 
-    def meet(done: int, total: int) -> None:
-        if done == total and not (tmp_path / "o.zarr").exists():
+    def meet(now: blockbuster.RunProgress) -> None:
+        if now.done == now.total and not (tmp_path / "o.zarr").exists():
             blockbuster.copy(other, tmp_path / "o.zarr", chunks=4)
 
     zeros = np.zeros((4, 8), np.uint8)
@@ -1529,8 +1534,8 @@ def test_a_part_that_meets_another_copy_brings_its_zeros_too(tmp_path: Path) -> 
 
 
 def test_a_masked_copy_that_meets_another_says_so(tmp_path: Path) -> None:
-    def meet(done: int, total: int) -> None:
-        if done == total and not (tmp_path / "o.zarr").exists():
+    def meet(now: blockbuster.RunProgress) -> None:
+        if now.done == now.total and not (tmp_path / "o.zarr").exists():
             blockbuster.copy(np.full((4, 4), 9, np.uint8), tmp_path / "o.zarr", chunks=4)
 
     values, mask = np.full((4, 4), 5, np.uint8), np.arange(4) < 2
@@ -1542,8 +1547,8 @@ def test_a_masked_copy_that_meets_another_says_so(tmp_path: Path) -> None:
 
 
 def test_a_run_that_verifies_does_not_go_on_with_one_that_did_not(tmp_path: Path) -> None:
-    def stop(done: int, _total: int) -> None:
-        if done == 2:
+    def stop(now: blockbuster.RunProgress) -> None:
+        if now.done == 2:
             raise KeyboardInterrupt
 
     values = np.ones((16, 16), np.uint8)

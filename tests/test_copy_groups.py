@@ -455,7 +455,7 @@ def test_chunks_and_shards_of_four_axes_fit_labels_of_three(version: Version, za
 def test_progress_counts_the_tiles_of_all_arrays(folder: Path) -> None:
     path = own_image(folder / "a.zarr", "0.5")
     calls: list[tuple[int, int]] = []
-    copy(path, folder / "b.zarr", progress=lambda *now: calls.append(now))
+    copy(path, folder / "b.zarr", progress=lambda now: calls.append((now.done, now.total)))
     done, total = calls[-1]
     assert done == total >= 4
 

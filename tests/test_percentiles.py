@@ -351,7 +351,9 @@ def test_very_many_tiles_share_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 @synchronous
 def test_progress_is_told_over_all_passes() -> None:
     told: list[tuple[int, int]] = []
-    global_percentiles(noise("float32"), 50, tile_shape=(5, 20, 31), progress=lambda *args: told.append(args))
+    global_percentiles(
+        noise("float32"), 50, tile_shape=(5, 20, 31), progress=lambda now: told.append((now.done, now.total))
+    )
     assert told[-1] == (6, 6)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert {done for done, _ in told} >= {1, 2, 3, 4, 5, 6}

@@ -823,7 +823,7 @@ def test_options_that_change_no_label_do_not_hinder_resuming(
         resume=True,
         overwrite=True,
         verbose=True,
-        progress=lambda done, total: None,
+        progress=lambda now: None,
     )
     assert failing.recording.n_calls == N_TILES
     assert chunk_files(folder / "labels.zarr") == chunks
@@ -896,8 +896,8 @@ def test_the_old_result_stays_until_the_new_one_is_complete(folder: Path, image:
         seen.append(zarr.open_array(to / "labels", mode="r")[:])
         return components(block)
 
-    def look_too(done: int, total: int) -> None:
-        if done < total:
+    def look_too(now: blockbuster.RunProgress) -> None:
+        if now.done < now.total:
             seen.append(zarr.open_array(to / "labels", mode="r")[:])
 
     new = blockbuster.tile_process(

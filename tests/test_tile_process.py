@@ -571,7 +571,7 @@ def test_progress_counts_to_the_total(noise: NDArray[Any], scheduler: str, to_st
         tile_shape=(16, 16, 16),
         compute=True,
         write_to=folder / "out.zarr" if to_store else None,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda now: calls.append((now.done, now.total)),
     )
     # Each of the 12 tiles is labelled once and relabelled once.
     assert {total for _, total in calls} == {24}
@@ -601,7 +601,7 @@ def test_no_progress_is_shown_unless_asked_for(image: NDArray[Any], capfd: pytes
 def test_progress_of_a_failed_run_does_not_claim_to_be_done(image: NDArray[Any]) -> None:
     calls: list[tuple[int, int]] = []
     with pytest.raises(blockbuster.TileError):
-        tile_process(image, failing, compute=True, progress=lambda *a: calls.append(a))
+        tile_process(image, failing, compute=True, progress=lambda now: calls.append((now.done, now.total)))
     assert all(done < total for done, total in calls)
 
 
@@ -810,7 +810,7 @@ def test_progress_over_chosen_tiles_ends_at_its_total() -> None:
         tile_shape=(10, 10),
         block_ids=[0, 1],
         compute=True,
-        progress=lambda *counts: seen.append(counts),
+        progress=lambda now: seen.append((now.done, now.total)),
     )
     done, totals = zip(*seen, strict=True)
     assert list(done) == sorted(done)

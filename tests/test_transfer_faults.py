@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def case_folder(name: str, tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def case_folder(name: str, tmp_path: Path, **options: Any) -> tuple[Path, dict[str, str]]:
     """A folder with what a case needs, and what an undisturbed run makes of it, by its files."""
     folder = tmp_path / "case"
     (folder / "to").mkdir(parents=True)
@@ -58,7 +58,7 @@ def case_folder(name: str, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     backup = tmp_path / "backup"
     subprocess.run(["cp", "-a", folder / "to", backup], check=True)
     with dask.config.set(scheduler="synchronous"):
-        CASES[name].run(folder)
+        CASES[name].run(folder, **options)
     expected = digest(folder / "to")
     subprocess.run(["rm", "-r", folder / "to"], check=True)
     backup.rename(folder / "to")
@@ -280,6 +280,51 @@ def test_steps_that_run_twice_change_nothing(
     if journal == "not seen":
         monkeypatch.setattr(blockbuster.stage.Stage, "has_tile", lambda *args: False)
     CASES[name].run(folder)
+    assert digest(folder / "to") == expected
+
+
+def killed_within(write: Callable[..., Any]) -> Callable[..., Any]:
+    """Writing that ends within chunks that go beyond the end of an array: of each new file there is half.
+
+    It does so once another tile is written, without which there is nothing to go on with.
+    """
+    done = []
+
+    def run(output: Any, region: Any, *args: Any, **options: Any) -> None:
+        before = set(Path(output.partial).rglob("*"))
+        write(output, region, *args, **options)
+        if done and any(s.stop % TILE for s in region):
+            made = [path for path in set(Path(output.partial).rglob("*")) - before if path.is_file()]
+            assert made
+            for path in made:
+                os.truncate(path, path.stat().st_size // 2)
+            raise KeyboardInterrupt
+        done.append(region)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("write_image", {}),
+        ("write_image", {"shards": 2 * TILE}),
+        ("copy of a group", {}),
+        ("copy of a group", {"zarr_format": 3, "shards": 2 * TILE, "tile_shape": (2 * TILE, 2 * TILE)}),
+        ("masked copy", {}),
+    ],
+    ids=["image", "image in shards", "group", "group in shards", "patch"],
+)
+def test_half_a_chunk_beyond_the_end_that_a_killed_task_has_left_is_written_anew(
+    name: str, options: dict[str, Any], synchronous: None, tmp_path: Path
+) -> None:
+    folder, expected = case_folder(name, tmp_path, **options)
+    kind = blockbuster.outputs.Output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "write", killed_within(kind.write))
+        with pytest.raises(KeyboardInterrupt):
+            CASES[name].run(folder, **options)
+    CASES[name].run(folder, **options, resume=True)
     assert digest(folder / "to") == expected
 
 
@@ -805,7 +850,7 @@ def test_scratch_data_lie_where_they_are_asked_to(
 def test_progress_comes_to_the_total_on_every_scheduler(name: str, scheduler: str, tmp_path: Path) -> None:
     folder, expected = case_folder(name, tmp_path)
     seen: list[tuple[int, int]] = []
-    CASES[name].run(folder, progress=lambda done, total: seen.append((done, total)))
+    CASES[name].run(folder, progress=lambda now: seen.append((now.done, now.total)))
     total = CASES[name].tiles
     assert seen[-1] == (total, total)
     assert {total for _, total in seen} == {total}
@@ -816,8 +861,8 @@ def test_progress_comes_to_the_total_on_every_scheduler(name: str, scheduler: st
 
 
 def test_an_error_in_the_progress_of_the_caller_ends_the_run_and_it_goes_on(synchronous: None, folder: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if done == 4:
+    def stop(now: blockbuster.RunProgress) -> None:
+        if now.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -577,7 +577,7 @@ def test_options_that_change_nothing_do_not_hinder_resuming(
 ) -> None:
     seen: list[tuple[int, int]] = []
     left = stop(place, steps)
-    place.run(resume=True, verbose=True, progress=lambda done, total: seen.append((done, total)), overwrite=True)
+    place.run(resume=True, verbose=True, progress=lambda now: seen.append((now.done, now.total)), overwrite=True)
     assert steps.done["written"] == left
     assert seen[-1] == (place.case.tiles, place.case.tiles)
     place.assert_done()

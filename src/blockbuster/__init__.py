@@ -26,6 +26,7 @@ from blockbuster.mapping import map_tiles
 from blockbuster.percentiles import global_percentiles
 from blockbuster.planning import RunPlan, plan
 from blockbuster.plugins.cellpose import auto_tile_shape_cellpose
+from blockbuster.progress import RunProgress
 from blockbuster.pyramid import downsample
 from blockbuster.rules import Contact, Overlapping, Touching, Where
 from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
@@ -51,6 +52,7 @@ __all__ = [
     "ParameterError",
     "ResumeError",
     "RunPlan",
+    "RunProgress",
     "SchedulerError",
     "StageError",
     "TileError",

@@ -22,13 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from blockbuster.cluster import make_local_cluster, make_slurm_cluster
 from blockbuster.errors import BlockbusterError, ParameterError
+from blockbuster.progress import RunProgress
 
 __all__ = ["Facts", "Run", "Work", "active", "carry_out", "read_run", "run_of"]
 
 # What a command tells in the end, by name.
 Facts: TypeAlias = Mapping[str, Any]
-# Does what a command is for; calls the second argument with the tiles that are done and all of them.
-Work: TypeAlias = "Callable[[Run, Callable[[int, int], None] | bool], Facts]"
+# Does what a command is for; calls the second argument with how far it is.
+Work: TypeAlias = "Callable[[Run, Callable[[RunProgress], None] | bool], Facts]"
 
 # Exit statuses; 2 is that of what is no command.
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -192,16 +193,22 @@ def active(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(telling: Telling) -> Iterator[Callable[[int, int], None] | bool]:
+def _progress(telling: Telling) -> Iterator[Callable[[RunProgress], None] | bool]:
     """A bar over tiles, where somebody looks."""
     console = Console(stderr=True)
     if telling.as_json or not telling.shows_progress or not console.is_terminal:
         yield False
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("blockbuster", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("blockbuster", total=None, more="tiles")
+
+        def show(now: RunProgress) -> None:
+            found = {"skipped": now.skipped, "failed": now.failed}
+            more = ", ".join(["tiles", *(f"{n} {name}" for name, n in found.items() if n)])
+            bar.update(task, description=now.step, completed=now.done, total=now.total, more=more)
+
+        yield show
 
 
 def _tell(facts: Facts, telling: Telling) -> None:

@@ -119,8 +119,8 @@ class RunGraph:
     ----------
     token : str
         In the name of every key of the run.
-    batch : int
-        Tiles in each task of a step.
+    batch, scan_batch : int
+        Tiles in each task that stages, and in each that scans.
     """
 
     token: str
@@ -130,6 +130,7 @@ class RunGraph:
     union: TaskRef
     steps: Steps
     batch: int
+    scan_batch: int
 
     def key(self, step: str) -> str:
         """Name of the keys of one step."""
@@ -194,12 +195,13 @@ def run_graph(
         staged[key] = Task(key, _errors_of, steps.stage, run, batch, *pieces)
     layers[stage_name] = MaterializedLayer(staged, annotations={"resources": dict(resources)} if resources else None)
     dependencies[stage_name] = {begin_key, *inputs}
-    layers[scan_name] = _scan_layer(steps, run, scan_name, batches, neighbours)
+    scan_batch = max(min(max(len(block_ids) // _SCAN_TASKS, 1), _SCAN_TILES), batches.size)
+    layers[scan_name] = _scan_layer(steps, run, scan_name, batches, neighbours, scan_batch)
     dependencies[scan_name] = {begin_key, stage_name}
     parts = List(*(TaskRef(key) for key in layers[scan_name]))
     layers[union_key] = {union_key: Task(union_key, steps.unite, run, parts)}
     dependencies[union_key] = {begin_key, scan_name}
-    return RunGraph(token, layers, dependencies, run, TaskRef(union_key), steps, batches.size)
+    return RunGraph(token, layers, dependencies, run, TaskRef(union_key), steps, batches.size, scan_batch)
 
 
 def array_of(graph: RunGraph, grid: TileGrid, block_ids: Sequence[int], dtype: np.dtype[Any]) -> da.Array:
@@ -666,10 +668,10 @@ def _scan_layer(
     name: str,
     staged: _Batches,
     neighbours: Callable[[int], Sequence[int]],
+    size: int,
 ) -> Layer:
     layer: Layer = {}
     tiles = staged.block_ids
-    size = max(min(max(len(tiles) // _SCAN_TASKS, 1), _SCAN_TILES), staged.size)
     for number, begin in enumerate(range(0, len(tiles), size)):
         batch = tuple(tiles[begin : begin + size])
         needed = dict.fromkeys(staged.key(n) for block_id in batch for n in (block_id, *neighbours(block_id)))

@@ -12,7 +12,7 @@ After the last digit the key, and so the value, of voxel k is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from blockbuster.errors import ImageError, ParameterError
 from blockbuster.graph import Input, Pass, ReducingGraph
 from blockbuster.grid import Tile, TileGrid
-from blockbuster.progress import Progress, shown
+from blockbuster.progress import Progress, RunProgress, Step, shown
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, StoredImage, given, open_mask, open_source
 from blockbuster.tasks import blaming
@@ -72,7 +72,7 @@ def global_percentiles(
         False: read an image of 64-bit floats twice in place of four times. Each voxel that a percentile lies between is
         then cut, towards 0, to 21 significant bits: the percentile is off by less than 2**-20 of the larger of the two.
     progress : bool or callable, default False
-        Show a progress bar over tiles for each pass, or call ``progress(done, total)``, with the tiles of all passes.
+        Show a progress bar over tiles for each pass, or call ``progress(now)`` with a `RunProgress` over all passes.
 
     Returns
     -------
@@ -194,7 +194,15 @@ def _part(progress: Progress, number: int, n_passes: int) -> Progress:
     """What one pass of several reports to."""
     if not callable(progress):
         return progress
-    return lambda done, total: progress(number * total + done, n_passes * total)
+
+    def told(now: RunProgress) -> None:
+        done, total = number * now.total + now.done, n_passes * now.total
+        left = now.seconds_left
+        # Each pass takes as long as the others.
+        more = None if left is None else left + (n_passes - number - 1) * (now.seconds + left)
+        progress(replace(now, done=done, total=total, staged=done, seconds_left=more))
+
+    return told
 
 
 # Keys
@@ -386,7 +394,8 @@ def _pass(image: Image, mask: Image | None, grid: TileGrid, digit: _Digit, progr
     blocks = [given(one) for one in (image, mask) if one is not None]
     inputs = [Input(block) for block in blocks if block is not None]
     graph = ReducingGraph(Pass(reader, grid, range(grid.n_tiles), inputs), _joined)
-    with shown(progress, active_scheduler(), graph.batches, grid.n_tiles):
+    steps = {key: Step("staging", batch, grid.n_tiles) for key, batch in graph.batches.items()}
+    with shown(progress, active_scheduler(), steps, grid.n_tiles):
         counts: _Counts = graph.compute()
     return counts
 

@@ -33,11 +33,11 @@ from blockbuster.grid import Region, Tile, TileGrid
 from blockbuster.needs import ready, row_needs
 from blockbuster.ownership import stopped_stages
 from blockbuster.parquet import Column, TableFile
-from blockbuster.progress import show_lines, shown
+from blockbuster.progress import Step, show_lines, shown
 from blockbuster.schedulers import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.sources import Image, StoredImage, given
 from blockbuster.stage import Manifest, Stage
-from blockbuster.tasks import attempting, blaming, computing, first_of, inside_of, kept_back
+from blockbuster.tasks import attempting, blaming, computing, first_of, inside_of, kept_back, n_bytes_read
 
 __all__ = ["Read", "RowKernel", "RowPlan", "make_rows", "voxels_of"]
 
@@ -141,7 +141,9 @@ def make_rows(plan: RowPlan, to: Destination) -> Any:
     lazy = table_of_tiles(one, plan.kernel.n_columns, np.dtype(np.float64))
     if not to.compute:
         return lazy
-    with shown(to.progress, scheduler, {lazy.name: -(-len(plan.tiles) // max(lazy.numblocks[0], 1))}, len(plan.tiles)):
+    n_tiles = len(plan.tiles)
+    step = Step("staging", -(-n_tiles // max(lazy.numblocks[0], 1)), n_tiles)
+    with shown(to.progress, scheduler, {lazy.name: step}, n_tiles):
         (made,) = compute_arrays(lazy)
     return made
 
@@ -163,7 +165,8 @@ def _to_file(plan: RowPlan, to: Destination, scheduler: Scheduler) -> Any:
         one = _pass(plan, replace(_work(plan), stage=owner.stage, verbose=to.verbose).stage_rows)
         graph = PassesGraph([one])
         grids = {key: (grid, "the function") for key, grid in graph.grids.items()}
-        with shown(to.progress, scheduler, graph.batches, len(plan.tiles)):
+        steps = {key: Step("staging", batch, len(plan.tiles)) for key, batch in graph.batches.items()}
+        with shown(to.progress, scheduler, steps, len(plan.tiles), owner.stage.log):
             made = computing(graph.compute, owner.stage, scheduler, grids)
         errors = [error for error in made if error is not None]
         if errors:
@@ -232,7 +235,9 @@ class _Work:
             with attempting(self.stage, tile, number) as mark:
                 found = self.rows(tile, *blocks)
                 with blaming(tile, "noting it"):
-                    self.stage.write_tile(number, {"rows": len(found)}, {"rows": found} if len(found) else {}, mark)
+                    n_bytes = n_bytes_read(self.kernel.source(tile, self.shape), (self.image,), blocks[:1])
+                    rows = {"rows": found} if len(found) else {}
+                    self.stage.write_tile(number, {"rows": len(found)}, rows, mark, n_bytes)
         except TileError as error:
             return kept_back(self.stage, number, error)
         return None

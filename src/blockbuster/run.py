@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from blockbuster.identity import function_identity
 from blockbuster.needs import label_needs, ready
 from blockbuster.outputs import Output, chunks_within, consolidate, format_of, plan_output
 from blockbuster.ownership import StageOwner
-from blockbuster.progress import show_lines, shown
+from blockbuster.progress import Step, show_lines, shown
 from blockbuster.rules import Rule, Where
 from blockbuster.schedulers import Scheduler, active_scheduler, check_picklable, check_visible
 from blockbuster.sources import Image, StoredImage, given
@@ -145,10 +146,9 @@ def execute(plan: Plan, to: Destination) -> Outcome:
     array, count = array_of(graph, plan.grid, plan.tiles, plan.dtype), scalar_of(graph, _n_objects)
     if not to.compute:
         return Outcome(array, count)
-    keys = {graph.key("stage"): graph.batch, graph.key("labels"): 1}
-    total = len(plan.tiles) + max(plan.grid.n_tiles, 1)
+    steps = _steps(plan, graph, {graph.key("labels"): Step("writing", 1, max(plan.grid.n_tiles, 1))})
     grids = {graph.key("stage"): (plan.grid, "the function")}
-    with run_now(owner, scheduler, None), shown(to.progress, scheduler, keys, total):
+    with run_now(owner, scheduler, None), _shown(plan, to, scheduler, steps, owner):
         labels, n_objects = computing(lambda: compute_arrays(array, count), owner.stage, scheduler, grids)
         return Outcome(labels, int(n_objects))
 
@@ -168,8 +168,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     job = _job(plan, to, owner.stage, manifest, scheduler, output)
     graph = _graph(plan, job, owner, scheduler)
     numbers = _final_numbers(plan, job.final_grid)
-    keys = {graph.key("stage"): graph.batch, graph.key("finish"): batch_size(numbers)}
-    total = len(plan.tiles) + len(numbers)
+    steps = _steps(plan, graph, {graph.key("finish"): Step("writing", batch_size(numbers), len(numbers))})
     grids = {graph.key("stage"): (plan.grid, "the function"), graph.key("finish"): (job.final_grid, "writing")}
     chunks = chunks_within(plan.grid)
     encoding = new_encoding(plan.grid.shape, zarr_format=format_of(to.root), axes=plan.image.axes, chunks=chunks)
@@ -180,12 +179,27 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
             owner.stage.forget(output.mark)
         output.create(plan.grid.shape, plan.dtype, encoding)
         check_visible(scheduler, "output", output.partial, "write_to")
-        with shown(to.progress, scheduler, keys, total):
+        with _shown(plan, to, scheduler, steps, owner):
             report: Report = computing(lambda: compute_value(graph, numbers), owner.stage, scheduler, grids)
         output.annotate({"blockbuster": provenance(manifest, plan.dtype, report=asdict(report))})
         output.commit(overwrite=to.overwrite)
         discard_others(owner.stage, output)
     return Outcome(lazy_store(output.root, output.component), report.n_objects)
+
+
+def _steps(plan: Plan, graph: RunGraph, last: dict[str, Step]) -> dict[str, Step]:
+    n_tiles = len(plan.tiles)
+    return {
+        graph.key("stage"): Step("staging", graph.batch, n_tiles),
+        graph.key("scan"): Step("merging", graph.scan_batch, n_tiles),
+        **last,
+    }
+
+
+def _shown(
+    plan: Plan, to: Destination, scheduler: Scheduler, steps: dict[str, Step], owner: StageOwner
+) -> AbstractContextManager[None]:
+    return shown(to.progress, scheduler, steps, len(plan.tiles), owner.stage.log)
 
 
 def _n_objects(report: Report) -> int:

@@ -9,7 +9,8 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -37,11 +38,13 @@ __all__ = [
     "in_worker",
     "is_on_cluster",
     "results_of",
+    "while_waiting",
     "why_lost",
 ]
 
-# Seconds between two looks at whether a cluster can still do its work.
-_WATCH = 0.5
+# Seconds between two looks at how a cluster gets on.
+_WATCH = 0.25
+_LOOKS: ContextVar[Callable[[], None]] = ContextVar("looks", default=lambda: None)
 
 Kind: TypeAlias = Literal["synchronous", "threads", "processes", "distributed"]
 
@@ -204,7 +207,7 @@ def computed(*collections: Any) -> tuple[Any, ...]:
     scheduler = active_scheduler()
     client = scheduler.client
     # A task that waits on a cluster must leave its place to others, which only dask's own way of waiting does.
-    if client is None or is_on_cluster() or not hasattr(client.cluster, "trouble"):
+    if client is None or is_on_cluster():
         with pool_of_processes() if scheduler.kind == "processes" else contextlib.nullcontext():
             results: tuple[Any, ...] = compute(*collections, optimize_graph=False)
         return results
@@ -221,6 +224,7 @@ def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
     """
     from distributed import wait
 
+    look = _LOOKS.get()
     try:
         while True:
             try:
@@ -230,10 +234,21 @@ def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
                 trouble = trouble_of(client)
                 if trouble is not None:
                     raise trouble from None
+                look()
         results: list[Any] = client.gather(futures)
         return results
     finally:
         client.cancel(futures)
+
+
+@contextlib.contextmanager
+def while_waiting(look: Callable[[], None]) -> Iterator[None]:
+    """Let something be done again and again while this thread waits for a cluster; what it raises ends the waiting."""
+    token = _LOOKS.set(look)
+    try:
+        yield
+    finally:
+        _LOOKS.reset(token)
 
 
 def why_lost(scheduler: Scheduler, attempts: Sequence[Attempt]) -> list[str]:

@@ -10,6 +10,7 @@
         int32/0000/000007         marks regions of an output that are written
         tiles/0000/000008.part0   who is at work on a tile, or was when it died; becomes the record
         failed/0000/000007        tiles on which the function failed
+        log/*                     what people are told of the run: see runlog.py
 
 A record is written under another name and then renamed: a tile is done if and only if its record is there, whole, and
 matches its checksums. Every write may happen twice. Files on one shared file system are all that workers share.
@@ -24,6 +25,7 @@ import json
 import os
 import socket
 import struct
+import time
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,9 +39,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from blockbuster.errors import Attempt, StageError
 from blockbuster.files import remove_folder, write_whole
+from blockbuster.runlog import State, append_entry, write_seams
 from blockbuster.unions import Table, TableOutline
 
-__all__ = ["Manifest", "Stage", "TileRecord"]
+__all__ = ["Manifest", "Mark", "Stage", "TileRecord"]
 
 Manifest: TypeAlias = dict[str, str]
 
@@ -51,6 +54,25 @@ _HEAD = 1 << 16
 # Blosc takes buffers of less than 2 GiB.
 _PIECE = 1 << 28
 _PER_FOLDER = 1000
+# Counts of tiles of which nothing was asked, and of what was found in the others.
+_EMPTY = {"skipped", "outside"}
+_FOUND = ("n", "rows")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Says on disk that a process is at work on a tile.
+
+    Attributes
+    ----------
+    path : str
+        Of the file that becomes the record of the tile.
+    began : float
+        When the work began, in seconds since 1970.
+    """
+
+    path: str
+    began: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,7 @@ class Stage:
         """
         with self._writing():
             os.makedirs(self._at("tiles"), exist_ok=True)
+            os.makedirs(self.log, exist_ok=True)
 
     def describe(self, manifest: Manifest) -> None:
         """Say what the run is: from then on others can find the stage."""
@@ -130,9 +153,13 @@ class Stage:
         block_id: int,
         counts: Mapping[str, int],
         arrays: Mapping[str, NDArray[Any]],
-        mark: str | None = None,
+        mark: Mark | None = None,
+        n_bytes: int = 0,
     ) -> None:
-        """Keep a finished tile: all of it, or nothing. The mark of the attempt becomes its record."""
+        """Keep a finished tile: all of it, or nothing. The mark of the attempt becomes its record.
+
+        `n_bytes` is what was read for it, for the log.
+        """
         pieces: list[bytes] = []
         index = {name: _encode(array, pieces) for name, array in arrays.items()}
         header = json.dumps({"counts": dict(counts), "arrays": index}, separators=(",", ":")).encode()
@@ -142,10 +169,12 @@ class Stage:
             self._write_numbered("tiles", f"{block_id:06d}.tile", block_id, data)
             return
         with self._writing():
-            with open(mark, "r+b") as file:
+            with open(mark.path, "r+b") as file:
                 file.write(data)
                 file.truncate()
-            _publish(mark, self._numbered("tiles", f"{block_id:06d}.tile", block_id))
+            _publish(mark.path, self._numbered("tiles", f"{block_id:06d}.tile", block_id))
+        state = State.SKIPPED if _EMPTY & counts.keys() else State.DONE
+        self._log(block_id, state, mark.began, n_bytes, sum(counts.get(name, 0) for name in _FOUND))
 
     def tile(self, block_id: int) -> TileRecord:
         """The record of a finished tile.
@@ -189,20 +218,21 @@ class Stage:
 
     # Tiles that are not finished
 
-    def begin_attempt(self, block_id: int, most: int) -> str | None:
+    def begin_attempt(self, block_id: int, most: int) -> Mark | None:
         """Note that this process is at work on a tile; None where `most` have been so before, and have never ended.
 
         Returns
         -------
-        mark : str or None
+        mark : Mark or None
             For `write_tile` or `end_attempt`.
         """
+        began = time.time()
         who = Attempt(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID", ""))
         for number in range(most):
             path = self._numbered("tiles", f"{block_id:06d}{self._part}{number}", block_id)
             with self._writing():
                 if self._make_mark(path, json.dumps(who).encode()):
-                    return path
+                    return Mark(path, began)
         return None
 
     def _make_mark(self, path: str, data: bytes) -> bool:
@@ -222,10 +252,10 @@ class Stage:
             raise
         return True
 
-    def end_attempt(self, mark: str) -> None:
+    def end_attempt(self, mark: Mark) -> None:
         """Note that the process lives and is at work on the tile no more."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(mark)
+            os.unlink(mark.path)
 
     def attempts(self, block_id: int) -> list[Attempt]:
         """Who is, or was when it died, at work on a tile."""
@@ -245,11 +275,31 @@ class Stage:
         """Note that the function failed on a tile; returns on how many it did."""
         failed = f"failed{self.session}"
         self._write_numbered(failed, f"{block_id:06d}", block_id, b"")
+        self._log(block_id, State.FAILED, time.time(), 0, 0)
         return sum(len(names) for _, _, names in os.walk(self._at(failed)))
 
     def tried_again(self) -> Stage:
         """The stage for another try of the run, which knows nothing of who failed or was lost in those before."""
         return replace(self, session=uuid.uuid4().hex[:4], client=os.getpid())
+
+    # The log
+
+    @property
+    def log(self) -> str:
+        """Folder of the log."""
+        return self._at("log")
+
+    def note_seams(self, seams: NDArray[np.int64]) -> None:
+        """Note how many pairs of labels were joined between each two tiles, shape (m, 3)."""
+        with self._writing():
+            write_seams(self.log, seams)
+
+    def _log(self, block_id: int, state: State, began: float, n_bytes: int, n_objects: int) -> None:
+        with self._writing():
+            try:
+                append_entry(self.log, (block_id, state, began, time.time() - began, n_bytes, n_objects))
+            except FileNotFoundError:
+                self.require()
 
     # The table
 

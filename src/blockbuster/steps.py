@@ -25,7 +25,7 @@ from blockbuster.schedulers import gpu_slots
 from blockbuster.scratch import scratch
 from blockbuster.sources import StoredImage
 from blockbuster.stage import Manifest, Stage, TileRecord
-from blockbuster.tasks import attempting, blaming, first_of, kept_back
+from blockbuster.tasks import attempting, blaming, first_of, kept_back, n_bytes_read
 from blockbuster.thresholds import otsu, thinned
 from blockbuster.unions import Numbering, ScanPart, make_table
 
@@ -205,7 +205,8 @@ def stage_tile(job: Job, block_id: int, *blocks: NDArray[Any]) -> TileError | No
             made = _labelled(job, tile, blocks)
             with blaming(tile, "staging"):
                 counts, arrays = ({"n": 0, "skipped": 1}, {}) if made is None else _record(job, tile, made)
-                job.stage.write_tile(block_id, counts, arrays, mark)
+                n_bytes = n_bytes_read(tile.padded, (job.image, job.mask), blocks)
+                job.stage.write_tile(block_id, counts, arrays, mark, n_bytes)
     except TileError as error:
         return kept_back(job.stage, block_id, error)
     return None
@@ -247,6 +248,7 @@ def unite(job: Job, scanned: list[ScanPart | Failures]) -> Report:
     parts = [part for part in scanned if isinstance(part, ScanPart)]
     table = make_table(parts, job.grid.n_tiles, numbering=job.numbering, dtype=job.dtype)
     job.stage.write_table(table)
+    job.stage.note_seams(np.concatenate([np.empty((0, 3), np.int64), *(part.seams for part in parts)]))
     report = Report(
         n_objects=table.outline.n_objects,
         n_tiles=sum(part.block_ids.size for part in parts),

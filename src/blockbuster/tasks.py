@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import multiprocessing
 import os
 import threading
@@ -16,12 +17,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from blockbuster.errors import OutputError, StageError, TileError
-from blockbuster.grid import Tile, TileGrid
+from blockbuster.grid import Region, Tile, TileGrid, region_shape
 from blockbuster.schedulers import Scheduler, in_worker, is_on_cluster
 from blockbuster.sources import StoredImage
-from blockbuster.stage import Stage
+from blockbuster.stage import Mark, Stage
 
-__all__ = ["attempting", "blaming", "computing", "first_of", "inside_of", "kept_back"]
+__all__ = ["attempting", "blaming", "computing", "first_of", "inside_of", "kept_back", "n_bytes_read"]
 
 T = TypeVar("T")
 
@@ -53,8 +54,15 @@ def inside_of(tile: Tile, mask: StoredImage | None, blocks: Sequence[NDArray[Any
         return np.asarray(found != 0)
 
 
+def n_bytes_read(region: Region, images: Sequence[StoredImage | None], blocks: Sequence[NDArray[Any]]) -> int:
+    """Bytes of a region of stored images, which a task reads itself, and of the blocks that it is given."""
+    n_voxels = math.prod(region_shape(region))
+    stored = sum(n_voxels * image.dtype.itemsize for image in images if image is not None)
+    return stored + sum(block.nbytes for block in blocks)
+
+
 @contextlib.contextmanager
-def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
+def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[Mark]:
     """Note in the stage that a tile is worked on: what ends its process leaves no other trace.
 
     Parameters
@@ -64,7 +72,7 @@ def attempting(stage: Stage, tile: Tile, number: int) -> Iterator[str]:
 
     Yields
     ------
-    mark : str
+    mark : Mark
         What becomes the record of the tile.
 
     Raises
@@ -103,7 +111,7 @@ def _end_with(client: int) -> None:
 
 
 @contextlib.contextmanager
-def _ending(stage: Stage, mark: str) -> Iterator[None]:
+def _ending(stage: Stage, mark: Mark) -> Iterator[None]:
     try:
         yield
     except BaseException:

@@ -98,7 +98,9 @@ def tile_process(
     compute : bool, default False
         Return a numpy array.
     progress : bool or callable, default False
-        Show a progress bar over tiles, or call ``progress(done, total)``. For runs with `compute` or `write_to`.
+        Show a progress bar over tiles, or call ``progress(now)`` with a `RunProgress`, in the thread of this call, as
+        tasks end. What that raises ends the run within a tile; ``resume=True`` goes on with it. For runs with `compute`
+        or `write_to`.
     write_to : path, optional
         Zarr store to write to, in bounded memory; made if there is none. The labels appear in it complete or
         not at all.

@@ -41,14 +41,14 @@ from blockbuster.graph import Input, Pass, PassesGraph, array_of_tiles, compute_
 from blockbuster.grid import Region, Tile, TileGrid, region_shape
 from blockbuster.needs import OVERLAPPING_PART, PART, array_needs, ready
 from blockbuster.outputs import Members, Output, Part, Patch, consolidate, plan_output
-from blockbuster.progress import show_lines, shown
+from blockbuster.progress import Step, show_lines, shown
 from blockbuster.raw import RawChunks, can_copy_raw
 from blockbuster.schedulers import active_scheduler, check_visible
 from blockbuster.scratch import scratch
 from blockbuster.sources import Image, StoredImage, from_store, given
 from blockbuster.stage import Manifest, Stage
 from blockbuster.stores import StoreRef
-from blockbuster.tasks import attempting, blaming, computing, first_of, inside_of, kept_back
+from blockbuster.tasks import attempting, blaming, computing, first_of, inside_of, kept_back, n_bytes_read
 
 __all__ = ["ArrayPlan", "Kernel", "TilePlan", "make_array", "make_store"]
 
@@ -190,7 +190,8 @@ def make_array(plan: TilePlan, to: Destination) -> Any:
     lazy = array_of_tiles(_pass(plan, array, work, work.block), array.dtype)
     if not to.compute:
         return lazy
-    with shown(to.progress, scheduler, {lazy.name: 1}, len(plan.tiles(array))):
+    n_tiles = len(plan.tiles(array))
+    with shown(to.progress, scheduler, {lazy.name: Step("writing", 1, n_tiles)}, n_tiles):
         (made,) = compute_arrays(lazy)
     return made
 
@@ -236,7 +237,11 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
         passes = [_pass(plan, array, work, work.write) for array, work in zip(plan.arrays, works, strict=True)]
         graph = PassesGraph(passes)
         grids = {key: (grid, "the function") for key, grid in graph.grids.items()}
-        with shown(to.progress, scheduler, graph.batches, sum(len(one.block_ids) for one in passes)):
+        steps = {
+            key: Step("writing", batch, len(one.block_ids))
+            for (key, batch), one in zip(graph.batches.items(), passes, strict=True)
+        }
+        with shown(to.progress, scheduler, steps, sum(step.n_tiles for step in steps.values()), owner.stage.log):
             made = computing(graph.compute, owner.stage, scheduler, grids)
             errors = [error for error in made if error is not None]
             if errors:
@@ -359,7 +364,7 @@ class _Work:
                 inside = self._inside(tile, blocks)
                 counts = self._written(tile, inside, self._wanted(tile, inside, blocks))
                 with blaming(tile, "noting it"):
-                    self.stage.write_tile(number, counts, {}, mark)
+                    self.stage.write_tile(number, counts, {}, mark, self._n_bytes(tile, blocks, counts))
         except TileError as error:
             return kept_back(self.stage, number, error)
         return None
@@ -388,6 +393,11 @@ class _Work:
             # What others write there until the run is resumed would be lost: the tile is made again then.
             counts["merged"] = 1
         return counts
+
+    def _n_bytes(self, tile: Tile, blocks: Sequence[NDArray[Any]], counts: Mapping[str, int]) -> int:
+        if "outside" in counts:
+            return 0
+        return n_bytes_read(self.kernel.source(tile.core, self.image_shape), (self.image,), blocks[:1])
 
     def differs(self, tile: Tile, _block: object) -> bool:
         """Whether what is stored of a tile is not what was written."""
