@@ -6,9 +6,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.array
 import numpy as np
 import pytest
 import zarr
+from dask.callbacks import Callback
 from numpy.typing import NDArray
 
 import blockbuster
@@ -159,3 +162,29 @@ def test_the_time_left_follows_the_pace_of_late(monkeypatch: pytest.MonkeyPatch)
     assert left is not None
     assert left == pytest.approx(300, rel=0.03)
     assert pace.after(1000, 1000)[1] == 0
+
+
+def test_computations_in_other_threads_take_no_news_away(image: Path) -> None:
+    over = threading.Event()
+
+    def compute_all_the_time() -> None:
+        while not over.is_set():
+            dask.array.ones(10, chunks=1).sum().compute()
+
+    other = threading.Thread(target=compute_all_the_time)
+    other.start()
+    try:
+        for _ in range(5):
+            seen: list[RunProgress] = []
+            blockbuster.label(image, compute=True, progress=seen.append, **TILES)
+            assert {now.done for now in seen} == set(range(1, 33))
+    finally:
+        over.set()
+        other.join()
+
+
+def test_callbacks_of_dask_hear_of_tasks_as_ever(image: Path, synchronous: None) -> None:
+    heard: list[Any] = []
+    with Callback(posttask=lambda key, *_: heard.append(key)):
+        blockbuster.label(image, compute=True, progress=lambda _: None, **TILES)
+    assert sum(isinstance(key, tuple) and key[0].startswith("stage-") for key in heard) == N_TILES

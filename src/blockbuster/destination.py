@@ -40,6 +40,9 @@ __all__ = [
 
 logger = logging.getLogger("blockbuster")
 
+# Characters of one part of a manifest: long lists of tiles would make the attributes slow to read.
+_MOST_WORDS = 10_000
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -162,8 +165,9 @@ def run_now(
 
 
 def provenance(manifest: Manifest, dtype: Any, **facts: Any) -> dict[str, Any]:
-    """What is kept with a result: the run, and what it found."""
-    return {"run": _result_id(manifest, dtype), "operation": manifest["operation"], **facts}
+    """What is kept with a result: the run, in words but for those of great length, and what it found."""
+    told = {name: words for name, words in manifest.items() if len(words) <= _MOST_WORDS}
+    return {"run": _result_id(manifest, dtype), "operation": manifest["operation"], "manifest": told, **facts}
 
 
 def done_before(to: Destination, manifest: Manifest, dtype: Any) -> dict[str, Any] | None:

@@ -22,7 +22,6 @@ from blockbuster.errors import ImageError, ParameterError
 from blockbuster.graph import Input, Pass, ReducingGraph
 from blockbuster.grid import Tile, TileGrid
 from blockbuster.progress import Progress, RunProgress, Step, shown
-from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, StoredImage, given, open_mask, open_source
 from blockbuster.tasks import blaming
 from blockbuster.tiling import TileShape, make_grid
@@ -395,7 +394,7 @@ def _pass(image: Image, mask: Image | None, grid: TileGrid, digit: _Digit, progr
     inputs = [Input(block) for block in blocks if block is not None]
     graph = ReducingGraph(Pass(reader, grid, range(grid.n_tiles), inputs), _joined)
     steps = {key: Step("staging", batch, grid.n_tiles) for key, batch in graph.batches.items()}
-    with shown(progress, active_scheduler(), steps, grid.n_tiles):
+    with shown(progress, steps, grid.n_tiles):
         counts: _Counts = graph.compute()
     return counts
 

@@ -9,14 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from dask.callbacks import Callback
 
 from blockbuster.errors import TileError
 from blockbuster.runlog import LogReader, State
-from blockbuster.schedulers import Scheduler, while_waiting
+from blockbuster.schedulers import listening
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["Progress", "RunProgress", "Step", "show_lines", "shown"]
 
@@ -94,9 +96,7 @@ class Step:
 
 
 @contextlib.contextmanager
-def shown(
-    progress: Progress, scheduler: Scheduler, steps: Mapping[str, Step], n_tiles: int, log: str | None = None
-) -> Iterator[None]:
+def shown(progress: Progress, steps: Mapping[str, Step], n_tiles: int, log: str | None = None) -> Iterator[None]:
     """Report the tasks of some steps as they are done.
 
     Parameters
@@ -104,8 +104,6 @@ def shown(
     progress : bool or callable
         True for a bar on the terminal or in the notebook; a callable gets a `RunProgress`, in the thread of the caller.
         What it raises ends the run.
-    scheduler : Scheduler
-        What runs the tasks.
     steps : mapping of str to Step
         By the name of their keys, in their order.
     n_tiles : int
@@ -118,9 +116,8 @@ def shown(
         return
     with _reporter(progress, _total(steps)) as report:
         meter = _Meter(report, steps, n_tiles, log)
-        watch = _watched_client if scheduler.client is not None else _watched_tasks
         try:
-            with watch(scheduler, meter):
+            with listening(meter):
                 yield
         except TileError:
             meter.tell(at_once=True)
@@ -129,12 +126,12 @@ def shown(
 
 
 class _Meter:
-    """Makes reports of counts of tasks and of what the log says."""
+    """Makes reports of the tasks that end, and of what the log says."""
 
     def __init__(
         self, report: Callable[[RunProgress], None], steps: Mapping[str, Step], n_tiles: int, log: str | None
     ) -> None:
-        self.steps = steps
+        self._steps = steps
         self._report = report
         self._n_tiles = n_tiles
         self._n_done = dict.fromkeys(steps, 0)
@@ -142,28 +139,34 @@ class _Meter:
         self._pace = _Pace()
         self._said: dict[str, int] | None = None
 
-    def add(self, key: str) -> None:
-        """Count one more task."""
-        self.count({key: self._n_done[key] + self.steps[key].batch})
+    def ended(self, key: Any) -> None:
+        """Count one more task, if it is of one of the steps."""
+        if isinstance(key, tuple) and key[0] in self._steps:
+            self._count({key[0]: self._n_done[key[0]] + self._steps[key[0]].batch})
 
-    def count(self, n_done: Mapping[str, int]) -> None:
+    def look(self, client: Client) -> None:
+        """Ask the scheduler of a cluster, which forgets a step once all that needs it is done."""
+        batches = {key: step.batch for key, step in self._steps.items()}
+        self._count(client.run_on_scheduler(functools.partial(_finished_tiles, batches)))
+
+    def _count(self, n_done: Mapping[str, int]) -> None:
         """Take over how many tiles are done; never counts back."""
         for key, n in n_done.items():
-            self._n_done[key] = min(max(n, self._n_done[key]), self.steps[key].n_tiles)
+            self._n_done[key] = min(max(n, self._n_done[key]), self._steps[key].n_tiles)
         self.tell()
 
     def end(self) -> None:
         """Say that all is done."""
-        n_done = {key: step.n_tiles for key, step in self.steps.items()}
+        n_done = {key: step.n_tiles for key, step in self._steps.items()}
         if n_done != self._said:
-            self.count(n_done)
+            self._count(n_done)
 
     def tell(self, *, at_once: bool = False) -> None:
         """Report; `at_once` with all that the log says by now."""
-        counted = {step.name: 0 for step in self.steps.values()}
-        for key, step in self.steps.items():
+        counted = {step.name: 0 for step in self._steps.values()}
+        for key, step in self._steps.items():
             counted[step.name] += self._n_done[key]
-        total = _total(self.steps)
+        total = _total(self._steps)
         done = sum(n for name, n in counted.items() if name != "merging")
         self._told.look(at_once=at_once or done == total)
         # Of an operation of one step, this is where the function is called.
@@ -189,8 +192,8 @@ class _Meter:
 
     def _step(self) -> Literal["staging", "merging", "writing"]:
         """The first step that is not done, or the last."""
-        open_steps = [step.name for key, step in self.steps.items() if self._n_done[key] < step.n_tiles]
-        return open_steps[0] if open_steps else list(self.steps.values())[-1].name
+        open_steps = [step.name for key, step in self._steps.items() if self._n_done[key] < step.n_tiles]
+        return open_steps[0] if open_steps else list(self._steps.values())[-1].name
 
 
 def _total(steps: Mapping[str, Step]) -> int:
@@ -261,33 +264,6 @@ def _reporter(progress: Progress, total: int) -> Iterator[Callable[[RunProgress]
             bar.update(now.done - bar.n)
 
         yield report
-
-
-# What is counted
-
-
-@contextlib.contextmanager
-def _watched_tasks(_scheduler: Scheduler, meter: _Meter) -> Iterator[None]:
-    def count(key: Any, *_rest: object) -> None:
-        if isinstance(key, tuple) and key[0] in meter.steps:
-            meter.add(key[0])
-
-    with Callback(posttask=count):
-        yield
-
-
-@contextlib.contextmanager
-def _watched_client(scheduler: Scheduler, meter: _Meter) -> Iterator[None]:
-    client = scheduler.client
-    assert client is not None
-    batches = {key: step.batch for key, step in meter.steps.items()}
-
-    def look() -> None:
-        # The scheduler forgets a step once all that needs it is done.
-        meter.count(client.run_on_scheduler(functools.partial(_finished_tiles, batches)))
-
-    with while_waiting(look):
-        yield
 
 
 def _finished_tiles(batches: dict[str, int], dask_scheduler: Any = None) -> dict[str, int]:

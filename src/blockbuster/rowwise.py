@@ -143,7 +143,7 @@ def make_rows(plan: RowPlan, to: Destination) -> Any:
         return lazy
     n_tiles = len(plan.tiles)
     step = Step("staging", -(-n_tiles // max(lazy.numblocks[0], 1)), n_tiles)
-    with shown(to.progress, scheduler, {lazy.name: step}, n_tiles):
+    with shown(to.progress, {lazy.name: step}, n_tiles):
         (made,) = compute_arrays(lazy)
     return made
 
@@ -166,7 +166,7 @@ def _to_file(plan: RowPlan, to: Destination, scheduler: Scheduler) -> Any:
         graph = PassesGraph([one])
         grids = {key: (grid, "the function") for key, grid in graph.grids.items()}
         steps = {key: Step("staging", batch, len(plan.tiles)) for key, batch in graph.batches.items()}
-        with shown(to.progress, scheduler, steps, len(plan.tiles), owner.stage.log):
+        with shown(to.progress, steps, len(plan.tiles), owner.stage.log):
             made = computing(graph.compute, owner.stage, scheduler, grids)
         errors = [error for error in made if error is not None]
         if errors:

@@ -148,7 +148,7 @@ def execute(plan: Plan, to: Destination) -> Outcome:
         return Outcome(array, count)
     steps = _steps(plan, graph, {graph.key("labels"): Step("writing", 1, max(plan.grid.n_tiles, 1))})
     grids = {graph.key("stage"): (plan.grid, "the function")}
-    with run_now(owner, scheduler, None), _shown(plan, to, scheduler, steps, owner):
+    with run_now(owner, scheduler, None), _shown(plan, to, steps, owner):
         labels, n_objects = computing(lambda: compute_arrays(array, count), owner.stage, scheduler, grids)
         return Outcome(labels, int(n_objects))
 
@@ -179,7 +179,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
             owner.stage.forget(output.mark)
         output.create(plan.grid.shape, plan.dtype, encoding)
         check_visible(scheduler, "output", output.partial, "write_to")
-        with _shown(plan, to, scheduler, steps, owner):
+        with _shown(plan, to, steps, owner):
             report: Report = computing(lambda: compute_value(graph, numbers), owner.stage, scheduler, grids)
         output.annotate({"blockbuster": provenance(manifest, plan.dtype, report=asdict(report))})
         output.commit(overwrite=to.overwrite)
@@ -196,10 +196,8 @@ def _steps(plan: Plan, graph: RunGraph, last: dict[str, Step]) -> dict[str, Step
     }
 
 
-def _shown(
-    plan: Plan, to: Destination, scheduler: Scheduler, steps: dict[str, Step], owner: StageOwner
-) -> AbstractContextManager[None]:
-    return shown(to.progress, scheduler, steps, len(plan.tiles), owner.stage.log)
+def _shown(plan: Plan, to: Destination, steps: dict[str, Step], owner: StageOwner) -> AbstractContextManager[None]:
+    return shown(to.progress, steps, len(plan.tiles), owner.stage.log)
 
 
 def _n_objects(report: Report) -> int:

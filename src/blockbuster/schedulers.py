@@ -9,10 +9,10 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import cloudpickle
 import dask
@@ -20,6 +20,7 @@ import dask.local
 import dask.multiprocessing
 import dask.threaded
 from dask.base import compute, get_scheduler
+from dask.callbacks import Callback
 
 from blockbuster.errors import Attempt, BlockbusterError, SchedulerError, StageError
 from blockbuster.pools import pool_of_processes
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "Listener",
     "Scheduler",
     "active_scheduler",
     "check_picklable",
@@ -37,14 +39,28 @@ __all__ = [
     "gpu_slots",
     "in_worker",
     "is_on_cluster",
+    "listening",
     "results_of",
-    "while_waiting",
     "why_lost",
 ]
 
 # Seconds between two looks at how a cluster gets on.
 _WATCH = 0.25
-_LOOKS: ContextVar[Callable[[], None]] = ContextVar("looks", default=lambda: None)
+# None is the threads of dask.array.
+_LOCAL = (None, dask.threaded.get, dask.multiprocessing.get, dask.local.get_sync)
+
+
+class Listener(Protocol):
+    """Wants to know how tasks get on; what it raises ends the waiting for them."""
+
+    def ended(self, key: Any) -> None:
+        """A task of a scheduler of this process has ended."""
+
+    def look(self, client: Client) -> None:
+        """The tasks of a cluster are waited for, and some time has passed."""
+
+
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 Kind: TypeAlias = Literal["synchronous", "threads", "processes", "distributed"]
 
@@ -208,10 +224,30 @@ def computed(*collections: Any) -> tuple[Any, ...]:
     client = scheduler.client
     # A task that waits on a cluster must leave its place to others, which only dask's own way of waiting does.
     if client is None or is_on_cluster():
-        with pool_of_processes() if scheduler.kind == "processes" else contextlib.nullcontext():
-            results: tuple[Any, ...] = compute(*collections, optimize_graph=False)
+        pool = pool_of_processes() if scheduler.kind == "processes" else contextlib.nullcontext()
+        with pool, _callbacks(client) as callbacks:
+            results: tuple[Any, ...] = compute(*collections, optimize_graph=False, **callbacks)
         return results
     return tuple(results_of(client, client.compute(collections, optimize_graph=False)))
+
+
+@contextlib.contextmanager
+def _callbacks(client: Client | None) -> Iterator[dict[str, Any]]:
+    """What dask is to be given so that a listener hears of tasks.
+
+    Callbacks that are active for dask are so for all threads, and a computation in any of them sets all aside for a
+    while: where dask takes them as an argument, none is lost.
+    """
+    listener = _LISTENER.get()
+    if listener is None or client is not None:
+        yield {}
+        return
+    own = Callback(posttask=lambda key, *_rest: listener.ended(key))
+    if get_scheduler() in _LOCAL:
+        yield {"callbacks": [*Callback.active, own._callback]}
+        return
+    with own:
+        yield {}
 
 
 def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
@@ -224,7 +260,7 @@ def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
     """
     from distributed import wait
 
-    look = _LOOKS.get()
+    listener = _LISTENER.get()
     try:
         while True:
             try:
@@ -234,7 +270,8 @@ def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
                 trouble = trouble_of(client)
                 if trouble is not None:
                     raise trouble from None
-                look()
+                if listener is not None:
+                    listener.look(client)
         results: list[Any] = client.gather(futures)
         return results
     finally:
@@ -242,13 +279,13 @@ def results_of(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def while_waiting(look: Callable[[], None]) -> Iterator[None]:
-    """Let something be done again and again while this thread waits for a cluster; what it raises ends the waiting."""
-    token = _LOOKS.set(look)
+def listening(listener: Listener) -> Iterator[None]:
+    """Let somebody know how the tasks get on for which this thread waits."""
+    token = _LISTENER.set(listener)
     try:
         yield
     finally:
-        _LOOKS.reset(token)
+        _LISTENER.reset(token)
 
 
 def why_lost(scheduler: Scheduler, attempts: Sequence[Attempt]) -> list[str]:

@@ -191,7 +191,7 @@ def make_array(plan: TilePlan, to: Destination) -> Any:
     if not to.compute:
         return lazy
     n_tiles = len(plan.tiles(array))
-    with shown(to.progress, scheduler, {lazy.name: Step("writing", 1, n_tiles)}, n_tiles):
+    with shown(to.progress, {lazy.name: Step("writing", 1, n_tiles)}, n_tiles):
         (made,) = compute_arrays(lazy)
     return made
 
@@ -241,7 +241,7 @@ def make_store(plan: TilePlan, to: Destination, place: Callable[[], Output] | No
             key: Step("writing", batch, len(one.block_ids))
             for (key, batch), one in zip(graph.batches.items(), passes, strict=True)
         }
-        with shown(to.progress, scheduler, steps, sum(step.n_tiles for step in steps.values()), owner.stage.log):
+        with shown(to.progress, steps, sum(step.n_tiles for step in steps.values()), owner.stage.log):
             made = computing(graph.compute, owner.stage, scheduler, grids)
             errors = [error for error in made if error is not None]
             if errors:
