@@ -39,6 +39,13 @@ def test_the_cost_of_a_tile_is_measured() -> None:
     assert "LocalCluster" in printed
 
 
+@pytest.mark.slow
+def test_the_time_of_an_import_is_measured() -> None:
+    printed = run("import_time.py", "--rounds", "1")
+    assert "| blockbuster.cli |" in printed
+    assert "| zarr |" in printed
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "options", "words"),

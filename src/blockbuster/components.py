@@ -8,10 +8,7 @@ from typing import Any, Literal
 import cc3d
 import fastremap
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from blockbuster.grid import forward_offsets
 
@@ -96,13 +93,18 @@ def _one(block: NDArray[Any], connectivity: int) -> tuple[NDArray[Any], int]:
         made = cc3d.connected_components(block, connectivity=chosen, return_N=True)
         return made[0], int(made[1])
     if block.dtype == np.bool_:
-        found, n = scipy.ndimage.label(block, scipy.ndimage.generate_binary_structure(block.ndim, connectivity))
+        from scipy import ndimage
+
+        found, n = ndimage.label(block, ndimage.generate_binary_structure(block.ndim, connectivity))
         return found.astype(np.uint32 if n < 1 << 32 else np.uint64), n
     return _by_value(block, connectivity)
 
 
 def _by_value(block: NDArray[Any], connectivity: int) -> tuple[NDArray[Any], int]:
     """Components of equal values in more axes than any labeller takes, from the graph of neighbours."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     number = np.arange(block.size).reshape(block.shape)
     ends = []
     for offset in forward_offsets(block.ndim, range(block.ndim), connectivity):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from blockbuster.duplicates import first_kept
@@ -141,12 +140,14 @@ class LaplacianOfGaussian(_Filters):
 
     def candidates(self, block: NDArray[Any]) -> NDArray[np.float64]:
         """See `Detector`."""
+        from scipy import ndimage
+
         image = _as_image(block)
         sigmas = self.scales.spaced(image.dtype)
         cube = np.empty((*image.shape, len(sigmas)), image.dtype)
         for number, sigma in enumerate(sigmas):
             # The mean of the squares makes the answers of all scales alike.
-            cube[..., number] = -scipy.ndimage.gaussian_laplace(image, sigma) * np.mean(sigma) ** 2
+            cube[..., number] = -ndimage.gaussian_laplace(image, sigma) * np.mean(sigma) ** 2
         return _peaks(cube, self.threshold, sigmas[:, : self.scales.n_sigmas])
 
     def may_find(self, low: Any, high: Any) -> bool:
@@ -319,12 +320,14 @@ def _most_response(sigma: tuple[float, ...], low: float, high: float) -> float:
 @functools.lru_cache(maxsize=256)
 def _weights(sigma: tuple[float, ...]) -> tuple[float, float]:
     """Bounds of the sums of the positive and of the negative weights of the filter, its sign changed."""
+    from scipy import ndimage
+
     positive = negative = 0.0
     for one in sigma:
         impulse = np.zeros(2 * math.ceil(_TRUNCATE * one) + 3)
         impulse[len(impulse) // 2] = -1.0
         # Along the other axes weights are those of means, which sum up to 1.
-        second = scipy.ndimage.gaussian_filter1d(impulse, one, order=2)
+        second = ndimage.gaussian_filter1d(impulse, one, order=2)
         positive += float(second[second > 0].sum())
         negative -= float(second[second < 0].sum())
     return positive, negative

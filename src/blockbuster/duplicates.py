@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import KDTree
 
 from blockbuster.errors import ParameterError
 
@@ -374,6 +373,8 @@ def _same(
 
 def _near(points: NDArray[np.float64], reach: NDArray[np.float64], by: By) -> NDArray[np.int64]:
     """Pairs of points that may be within reach: all that are, and some that are not by no more than rounding."""
+    from scipy.spatial import KDTree
+
     largest = np.abs(points).max(axis=0, initial=0.0)
     precision = np.finfo(np.float64).eps
     # No finer than coordinates are themselves: so that none overflows, and a reach of 0 is one of these.

@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from blockbuster.casting import rounded
 from blockbuster.errors import GeometryError, ParameterError
@@ -200,6 +199,8 @@ class Interpolation:
     def _sample(
         self, block: NDArray[Any], factors: Sequence[int], offsets: Sequence[float], shape: tuple[int, ...]
     ) -> NDArray[np.float64]:
+        from scipy import ndimage
+
         smooth = block.astype(np.float64)
         if self.anti_aliasing:
             smooth = ndimage.gaussian_filter(smooth, list(map(self._sigma, factors)), mode="mirror", truncate=_TRUNCATE)

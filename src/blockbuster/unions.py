@@ -13,8 +13,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from blockbuster.errors import LabelOverflowError
 
@@ -225,6 +223,9 @@ def provisional_pairs(parts: Sequence[ScanPart], offsets: Ids, counts: Ids, ghos
 
 def unite_pairs(pairs: Ids, n_labels: int) -> tuple[Ids, Ids]:
     """Labels that are not the smallest of their component, ascending, and that smallest one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     nodes, ends = np.unique(pairs, return_inverse=True)
     first, second = ends.reshape(-1, 2).T
     links = coo_array((np.ones(first.size, np.int8), (first, second)), shape=(nodes.size, nodes.size))
