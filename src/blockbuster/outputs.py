@@ -29,7 +29,7 @@ from zarr.errors import ZarrUserWarning
 from blockbuster.encoding import Encoding, ZarrFormat, group_files
 from blockbuster.errors import BlockbusterError, OutputError, OutputExistsError, ParameterError
 from blockbuster.files import remove_folder, write_new, write_whole
-from blockbuster.grid import Region, TileGrid
+from blockbuster.grid import Region, TileGrid, region_shape
 from blockbuster.stores import with_fast_codecs
 
 __all__ = [
@@ -128,7 +128,9 @@ class Output:
 
     def write(self, region: Region, block: NDArray[Any], *, name: str = "") -> None:
         """Write whole chunks."""
-        _opened(self, name)[region] = block
+        array = _opened(self, name)
+        region, block = _whole_units(array, region, block)
+        array[region] = block
 
     def read(self, region: Region, *, name: str = "") -> NDArray[Any]:
         """What was written."""
@@ -577,7 +579,12 @@ def format_of(root: str | Path) -> ZarrFormat:
 
 @functools.lru_cache(maxsize=64)
 def _opened(output: Output, name: str) -> zarr.Array[Any]:
-    array = zarr.open_array(output.partial, path=name, mode="r+")
+    """An array to be written, as if it ended with its last chunks or shards.
+
+    The fast codecs would read those that go beyond its end, to put a part of them in: a killed task may have left them
+    half-written, and another may be at work on them.
+    """
+    array = _up_to_whole_units(zarr.open_array(output.partial, path=name, mode="r+"))
     if isinstance(output, Patch | Part):
         # A chunk that has become empty must be stored, to replace the one that is there; zarrs would leave it out.
         return array.with_config({"write_empty_chunks": True})
@@ -585,3 +592,25 @@ def _opened(output: Output, name: str) -> zarr.Array[Any]:
         # Zarr takes complex numbers for empty that are 0 but for their signs.
         array = array.with_config({"write_empty_chunks": True})
     return with_fast_codecs(array)
+
+
+def _up_to_whole_units(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    inner = array.async_array
+    shape = _rounded_up(array.shape, array.shards or array.chunks)
+    return zarr.Array(zarr.AsyncArray(inner.metadata.update_shape(shape), inner.store_path, inner.config))
+
+
+def _whole_units(array: zarr.Array[Any], region: Region, block: NDArray[Any]) -> tuple[Region, NDArray[Any]]:
+    """A region and its block, up to the end of the last chunks or shards that it meets."""
+    stops = _rounded_up([s.stop for s in region], array.shards or array.chunks)
+    whole = tuple(slice(s.start, stop) for s, stop in zip(region, stops, strict=True))
+    if whole == region:
+        return region, block
+    fill = np.zeros((), array.dtype)[()] if array.fill_value is None else array.fill_value
+    padded = np.full(region_shape(whole), fill, array.dtype)
+    padded[tuple(slice(n) for n in block.shape)] = block
+    return whole, padded
+
+
+def _rounded_up(extents: Sequence[int], unit: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-(-n // u) * u for n, u in zip(extents, unit, strict=True))
