@@ -19,11 +19,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 @pytest.fixture(scope="session")
-def local_cluster() -> Iterator[str]:
+def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of two worker processes."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+    # Not in the temporary folder of the first test that asks for it, which may look for what is left there.
+    with dask.config.set({"temporary-directory": str(tmp_path_factory.mktemp("cluster"))}):
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
+    with cluster:
         yield cluster.scheduler_address
 
 
