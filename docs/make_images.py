@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from docs.eight_steps import draw_steps
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -29,8 +30,9 @@ def main() -> None:
     """Draw all of them."""
     IMAGES.mkdir(exist_ok=True)
     draw_demo()
-    draw_page("ome-zarr.md", "levels.png")
-    draw_page("spots.md", "spots.png")
+    for name in ("start.md", "choosing.md", "ome-zarr.md", "spots.md"):
+        draw_page(name)
+    draw_steps().save(IMAGES / "steps.png", optimize=True)
     draw_seam().save(IMAGES / "seam.png", optimize=True)
     draw_dense().save(IMAGES / "dense.jpg", quality=92)
     draw_overlap().save(IMAGES / "overlap.jpg", quality=92)
@@ -43,12 +45,14 @@ def draw_demo() -> None:
         Image.open(Path(folder, "demo.png")).save(IMAGES / "demo.jpg", quality=92)
 
 
-def draw_page(page: str, picture: str) -> None:
-    """The picture that the code on a page makes."""
-    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+def draw_page(name: str) -> None:
+    """The pictures that the code on a page makes."""
+    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.DOTALL | re.MULTILINE)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        Image.open(Path(folder, picture)).save(IMAGES / picture, optimize=True)
+        for picture in (*Path(folder).glob("*.png"), *Path(folder).glob("*.jpg")):
+            # "keep" is for JPEG, which would lose by being encoded again.
+            Image.open(picture).save(IMAGES / picture.name, optimize=True, quality="keep")
 
 
 # What each rule looks at
