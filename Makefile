@@ -29,7 +29,7 @@ help:
 	@echo "make clean        remove .venv and all that the targets made"
 
 demo: .venv/installed
-	$(BIN)/blockbuster demo demo-output
+	$(BIN)/blockbuster demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)

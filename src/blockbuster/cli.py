@@ -87,7 +87,12 @@ class Command:
         parameters: list[click.Parameter] = [*self.paths, *self.options]
         short = self.summary.partition(". ")[0].rstrip(".")
         return GroupedCommand(
-            self.name, params=parameters, callback=called, help=self.summary, short_help=short, no_args_is_help=True
+            self.name,
+            params=parameters,
+            callback=called,
+            help=self.summary,
+            short_help=short,
+            no_args_is_help=any(path.required for path in self.paths),
         )
 
 
@@ -442,7 +447,7 @@ COMMANDS = (
     Command(
         "demo",
         "Segment the nuclei of a real image in tiles, and draw what came out.",
-        (Place("folder", "Folder to write to; made if there is none."),),
+        (Place("folder", "Folder to write to; made if there is none.", "demo-output"),),
         TELLING,
         _demo,
     ),

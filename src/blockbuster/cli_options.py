@@ -39,9 +39,10 @@ _OTHERS = "Other options"
 class Place(click.Argument):
     """A path that a command needs, with words for the help."""
 
-    def __init__(self, name: str, words: str) -> None:
-        super().__init__([name], metavar=name.upper())
-        self.words = words
+    def __init__(self, name: str, words: str, default: str | None = None) -> None:
+        given = {} if default is None else {"default": default, "required": False}
+        super().__init__([name], metavar=name.upper(), **given)
+        self.words = words if default is None else f"{words} Default: {default}."
 
 
 class Grouped(click.Option):

@@ -230,7 +230,8 @@ def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={_words(one)}" for name, one in value.items())
     if isinstance(value, tuple | list):
-        return ", ".join(map(_words, value)) or "none"
+        is_nested = any(isinstance(one, tuple | list) for one in value)
+        return ("; " if is_nested else ", ").join(map(_words, value)) or "none"
     return "none" if value is None else str(value)
 
 
