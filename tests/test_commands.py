@@ -138,6 +138,18 @@ def test_blobs_are_those_of_the_whole_image(folder: Path) -> None:
     assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
 
 
+def test_report_writes_a_page_beside_the_store(folder: Path) -> None:
+    typed(folder, "label", "image.zarr", "labels.zarr", "--threshold", "140", "--tile-shape", "32,32", "--report")
+    page = folder / "labels.labels.report.html"
+    assert "Who was at work when" in page.read_text()
+    page.unlink()
+    told = facts(folder, "report", "labels.zarr", "--image", "image.zarr", "--tile-shape", "32,32")
+    assert told == {"report": str(folder / "labels.labels.report.html")}
+    assert "<h1>labels.labels</h1>" in Path(told["report"]).read_text()
+    typed(folder, "report", "labels.zarr", "--component", "labels", "--max-faces", "0", "--write-to", "page.html")
+    assert "<h2>Seams</h2>" not in (folder / "page.html").read_text()
+
+
 def test_view_says_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "napari", None)
     assert main(["view", str(folder / "image.zarr")]) == 1

@@ -28,7 +28,9 @@ from blockbuster.planning import RunPlan, plan
 from blockbuster.plugins.cellpose import auto_tile_shape_cellpose
 from blockbuster.progress import RunProgress
 from blockbuster.pyramid import downsample
+from blockbuster.reporting import report
 from blockbuster.rules import Contact, Overlapping, Touching, Where
+from blockbuster.seams import SeamIndex, seam_index
 from blockbuster.sequential import relabel_sequential_array, relabel_sequential_zarr
 from blockbuster.tables import map_tiles_to_table
 from blockbuster.tiles import merge_tile_labels, tile_process
@@ -54,6 +56,7 @@ __all__ = [
     "RunPlan",
     "RunProgress",
     "SchedulerError",
+    "SeamIndex",
     "StageError",
     "TileError",
     "Touching",
@@ -81,6 +84,8 @@ __all__ = [
     "pyramid",
     "relabel_sequential_array",
     "relabel_sequential_zarr",
+    "report",
+    "seam_index",
     "split_stack",
     "stack_splitter",
     "tile_process",

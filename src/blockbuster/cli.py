@@ -27,6 +27,7 @@ from blockbuster.cli_options import (
     OTHERS,
     OUTPUT,
     OVERLAP,
+    REPORT,
     RUN,
     SOURCE,
     STORAGE,
@@ -247,16 +248,23 @@ def _segment(run: Run, progress: Progress) -> Facts:
     return {**_labelled(run, "labels"), "merge": given["merge"], "overlap": given["overlap"]}
 
 
+def _report(run: Run, _progress: Progress) -> Facts:
+    given = _keywords(run, False)
+    given.pop("progress")
+    return {"report": blockbuster.report(run.paths["store"], **given)}
+
+
 def _view(run: Run, _progress: Progress) -> Facts:
     try:
         import napari
     except ImportError as error:
         raise ParameterError("view needs napari: pip install 'blockbuster-imaging[napari]' 'napari[pyqt6]'.") from error
+    from blockbuster.napari.reader import read, read_labels
+
+    layers = [*read(run.paths["image"]), *map(read_labels, run.options.get("labels", ()))]
     viewer = napari.Viewer()
-    for path in (run.paths["image"], *run.options.get("labels", ())):
-        image = blockbuster.open_image(path)
-        add = viewer.add_image if path == run.paths["image"] else viewer.add_labels
-        add(image.levels, name=Path(path).name, scale=image.scale, translate=image.translation)
+    for data, options, kind in layers:
+        getattr(viewer, f"add_{kind}")(data, **options)
     napari.run()
     return {"viewed": run.paths["image"]}
 
@@ -328,6 +336,7 @@ COMMANDS = (
             *TILES,
             *COMPONENT,
             *DESTINATION,
+            REPORT,
             *_WHOLE,
         ),
         _label,
@@ -359,6 +368,7 @@ COMMANDS = (
             *EMPTY,
             *COMPONENT,
             *DESTINATION,
+            REPORT,
             *_WHOLE,
         ),
         _segment,
@@ -373,6 +383,7 @@ COMMANDS = (
             *TILES,
             *COMPONENT,
             *DESTINATION,
+            REPORT,
             *_WHOLE,
         ),
         _merge,
@@ -436,6 +447,22 @@ COMMANDS = (
         (IMAGE, Place("output", "Parquet file to write: *.parquet.")),
         (*BLOBS, *SOURCE, *MASK, *TILES, *EMPTY, *DESTINATION, *_WHOLE),
         _blobs,
+    ),
+    Command(
+        "report",
+        "Write a page that tells of a result: its labels, seams, tiles and workers.",
+        (Place("store", "Zarr store of a result, or path of the result itself."),),
+        (
+            option("component", "Path of the result within the store. Default: the only one.", metavar="PATH"),
+            option("image", "Path of what was labelled, for the pictures.", metavar="PATH"),
+            SOURCE[0],
+            TILES[0],
+            option("max_faces", "Faces of tiles that the seam index looks at; 0 for none.", int, metavar="N"),
+            option("write_to", "The HTML file. Default: beside the store.", metavar="PATH"),
+            option("log", "Folder 'log' of the stage of the run, where that was kept.", metavar="FOLDER"),
+            *TELLING,
+        ),
+        _report,
     ),
     Command(
         "view",

@@ -40,7 +40,7 @@ class Place(click.Argument):
     """A path that a command needs, with words for the help."""
 
     def __init__(self, name: str, words: str, default: str | None = None) -> None:
-        given = {} if default is None else {"default": default, "required": False}
+        given: dict[str, Any] = {} if default is None else {"default": default, "required": False}
         super().__init__([name], metavar=name.upper(), **given)
         self.words = words if default is None else f"{words} Default: {default}."
 
@@ -211,6 +211,9 @@ DESTINATION = (
     option("overwrite", "Replace what is there, once the new result is complete.", bool, group="Result"),
     option("stage_dir", "Folder for scratch data, seen by all workers.", metavar="FOLDER", group="Result"),
     option("keep_stage", "Leave the scratch data.", bool, group="Result"),
+)
+REPORT = option(
+    "report", "Write a page that tells of the labels and of the run, beside the store.", bool, group="Result"
 )
 CLUSTER = (
     option(

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,13 @@ _MOST_WORDS = 10_000
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a result goes and how it is made: the shared options of the operations."""
+    """Where a result goes and how it is made: the shared options of the operations.
+
+    Attributes
+    ----------
+    report : callable, optional
+        Tells people of the result, once it is stored; gets the folder of the log of its run, None where that is gone.
+    """
 
     write_to: Any = None
     output_component: str = "labels"
@@ -57,6 +63,7 @@ class Destination:
     resume: bool = False
     overwrite: bool = False
     verbose: bool = False
+    report: Callable[[str | None], object] | None = None
 
     @property
     def root(self) -> Path:

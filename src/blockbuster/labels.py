@@ -18,6 +18,7 @@ from blockbuster.errors import GeometryError, ParameterError
 from blockbuster.ngff import spatial_axes
 from blockbuster.numbering import first_voxels
 from blockbuster.progress import Progress
+from blockbuster.reporting import reporter
 from blockbuster.rules import Touching, resolve_merge
 from blockbuster.run import Plan, check_dtype, execute
 from blockbuster.sources import Image, open_source
@@ -89,6 +90,7 @@ def label(
     block_ids: Sequence[int] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    report: bool | str | os.PathLike[str] = False,
 ) -> Any:
     """Label connected components: the same ids as ``scipy.ndimage.label`` gives for the whole array.
 
@@ -114,7 +116,7 @@ def label(
         As in `tile_process`.
     dtype : dtype, default "int32"
         Of the labels, an integer type.
-    block_ids, resume, overwrite
+    block_ids, resume, overwrite, report
         As in `tile_process`.
 
     Returns
@@ -168,6 +170,7 @@ def label(
         resume=resume,
         overwrite=overwrite,
         verbose=verbose,
+        report=reporter(report, write_to, output_component),
     )
     return execute(plan, to).labels
 

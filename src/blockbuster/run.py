@@ -159,6 +159,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
     done = done_before(to, manifest, plan.dtype)
     if done is not None:
         consolidate(to.root)
+        _tell(to, None)
         return Outcome(lazy_store(to.root, to.component), done["report"]["n_objects"])
     output = plan_output(
         to.root, to.component, overwrite=to.overwrite, inputs=[home for image in plan.inputs for home in image.homes]
@@ -184,6 +185,7 @@ def _to_store(plan: Plan, to: Destination, manifest: Manifest, scheduler: Schedu
         output.annotate({"blockbuster": provenance(manifest, plan.dtype, report=asdict(report))})
         output.commit(overwrite=to.overwrite)
         discard_others(owner.stage, output)
+        _tell(to, owner.stage.log)
     return Outcome(lazy_store(output.root, output.component), report.n_objects)
 
 
@@ -198,6 +200,11 @@ def _steps(plan: Plan, graph: RunGraph, last: dict[str, Step]) -> dict[str, Step
 
 def _shown(plan: Plan, to: Destination, steps: dict[str, Step], owner: StageOwner) -> AbstractContextManager[None]:
     return shown(to.progress, steps, len(plan.tiles), owner.stage.log)
+
+
+def _tell(to: Destination, log: str | None) -> None:
+    if to.report is not None:
+        to.report(log)
 
 
 def _n_objects(report: Report) -> int:

@@ -21,6 +21,7 @@ from blockbuster.identity import function_identity
 from blockbuster.ngff import holds_labels, spatial_axes
 from blockbuster.outputs import component_path
 from blockbuster.progress import Progress
+from blockbuster.reporting import reporter
 from blockbuster.rules import Merge, resolve_merge
 from blockbuster.run import Plan, check_dtype, execute
 from blockbuster.sources import GraphImage, Image, open_source
@@ -68,6 +69,7 @@ def tile_process(
     retries: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    report: bool | str | os.PathLike[str] = False,
 ) -> Any:
     """Label an image tile by tile, and make objects whole across tile borders.
 
@@ -139,6 +141,10 @@ def tile_process(
         finished only. Starts a new run where there is none to go on with.
     overwrite : bool, default False
         Replace existing labels, once the new ones are complete.
+    report : bool or path, default False
+        Write a page that tells of the labels and of the run, as the function `report` does, here with the times of
+        tiles and all that was merged: True for a file beside the store, or the path of the file. For runs with
+        `write_to`.
 
     Returns
     -------
@@ -209,6 +215,7 @@ def tile_process(
         resume=resume,
         overwrite=overwrite,
         verbose=verbose,
+        report=reporter(report, write_to, output_component),
     )
     return execute(plan, to).labels
 
@@ -233,6 +240,7 @@ def merge_tile_labels(
     block_ids: Sequence[int] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    report: bool | str | os.PathLike[str] = False,
 ) -> Any:
     """Make objects whole across the borders of tiles that were labelled one by one.
 
@@ -257,7 +265,7 @@ def merge_tile_labels(
         As in `tile_process`. Without an overlap choose "touching", "contact" or None.
     return_count : bool, default False
         Return the number of objects as well.
-    compute, progress, stage_dir, keep_stage, verbose, dtype, block_ids, resume, overwrite
+    compute, progress, stage_dir, keep_stage, verbose, dtype, block_ids, resume, overwrite, report
         As in `tile_process`.
 
     Returns
@@ -319,6 +327,7 @@ def merge_tile_labels(
         resume=resume,
         overwrite=overwrite,
         verbose=verbose,
+        report=reporter(report, write_to, output_component),
     )
     outcome = execute(plan, to)
     return (outcome.labels, outcome.n_objects) if return_count else outcome.labels
