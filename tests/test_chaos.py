@@ -88,9 +88,14 @@ def working() -> list[psutil.Process]:
 
 def is_worker(process: psutil.Process) -> bool:
     """Whether a process does work, and does not only watch over the resources of others."""
+    return process.pid != os.getpid() and command(process) != "" and "resource_tracker" not in command(process)
+
+
+def command(process: psutil.Process) -> str:
+    """The command line of a process; none of one that has ended."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return process.pid != os.getpid() and "resource_tracker" not in " ".join(process.cmdline())
-    return False
+        return " ".join(process.cmdline())
+    return ""
 
 
 def quiet(folder: Path, kind: str) -> dict[str, str]:
@@ -190,8 +195,8 @@ def test_processes_of_pools_killed_at_random_change_no_byte(seed: int, folder: P
 
 
 def pool_processes() -> list[int]:
-    """The processes that were started for tasks."""
-    return [process.pid for process in psutil.Process().children() if "spawn_main" in " ".join(process.cmdline())]
+    """The processes that were started for tasks of this test: not those of a cluster of others."""
+    return [process.pid for process in working() if "spawn_main" in command(process)]
 
 
 @pytest.mark.slow
