@@ -13,6 +13,7 @@ the result, which has no times in it and is the same each time.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from blockbuster.files import write_whole
 
 __all__ = ["ENTRY", "LogReader", "RunLog", "State", "append_entry", "read_log", "write_seams"]
 
@@ -34,6 +37,7 @@ ENTRY = np.dtype(
     ]
 )
 _SEAMS = "seams"
+_PROCESS = re.compile(r"-\d+$")
 
 
 class State(IntEnum):
@@ -102,9 +106,7 @@ def write_seams(folder: str, seams: NDArray[np.int64]) -> None:
     seams : ndarray of int64, shape (m, 3)
         Two tiles, and how many pairs.
     """
-    part = os.path.join(folder, f".{_SEAMS}-{os.getpid()}")
-    seams.astype("<i8").tofile(part)
-    os.replace(part, os.path.join(folder, _SEAMS))
+    write_whole(os.path.join(folder, _SEAMS), seams.astype("<i8").tobytes())
 
 
 class LogReader:
@@ -148,7 +150,7 @@ def read_log(folder: str) -> RunLog:
 
 def _processes(folder: str) -> list[str]:
     try:
-        return sorted(name for name in os.listdir(folder) if name != _SEAMS and not name.startswith("."))
+        return sorted(name for name in os.listdir(folder) if _PROCESS.search(name))
     except FileNotFoundError:
         return []
 
