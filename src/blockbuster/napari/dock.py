@@ -211,16 +211,14 @@ class BlockbusterDock(QWidget):
             self._suggest_method(source)
         if tiles.is_own["tile_shape"]:
             return
+        # What is asked for with one tile, until there is a better one.
+        tiles.tile_shape.setText(", ".join(map(str, source.shape)))
         try:
-            # The tile shape is what is asked for.
-            tiles.tile_shape.blockSignals(True)
-            tiles.tile_shape.setText(", ".join(map(str, source.shape)))
             shape = suggested_tile_shape(source, self.job(), self.form.where.workers().n)
-            tiles.tile_shape.setText(", ".join(map(str, shape)))
         except BlockbusterError as error:
             self._failed(error)
-        finally:
-            tiles.tile_shape.blockSignals(False)
+            return
+        tiles.tile_shape.setText(", ".join(map(str, shape)))
 
     def _suggest_method(self, source: Source) -> None:
         tiles, what = self.form.tiles, self.form.what
