@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -148,6 +149,24 @@ def test_report_writes_a_page_beside_the_store(folder: Path) -> None:
     assert "<h1>labels.labels</h1>" in Path(told["report"]).read_text()
     typed(folder, "report", "labels.zarr", "--component", "labels", "--max-faces", "0", "--write-to", "page.html")
     assert "<h2>Seams</h2>" not in (folder / "page.html").read_text()
+
+
+def test_one_number_is_the_tile_shape_of_all_axes(folder: Path) -> None:
+    told = facts(folder, "segment", "image.zarr", "labels.zarr", "--method", "otsu", "--tile-shape", "32")
+    assert told["n_tiles"] == facts(folder, "label", "image.zarr", "b.zarr", "--tile-shape", "32,32")["n_tiles"]
+    facts(folder, "copy", "image.zarr", "copy.zarr", "--chunks", "16", "--tile-shape", "32")
+    np.testing.assert_array_equal(zarr.open_array(folder / "copy.zarr")[:], zarr.open_array(folder / "image.zarr")[:])
+
+
+def test_a_segmenter_that_is_not_there_says_what_to_install(folder: Path) -> None:
+    if importlib.util.find_spec("cellpose") is not None:
+        pytest.skip("Cellpose is installed")
+    words = typed(folder, "segment", "image.zarr", "labels.zarr", "--method", "cellpose", status=1)
+    assert "pip install 'blockbuster-imaging[cellpose]'" in words
+    words = typed(
+        folder, "segment", "image.zarr", "labels.zarr", "--method", "stardist", "--param", "model=2D_demo", status=1
+    )
+    assert "Give --overlap, about two objects wide" in words
 
 
 def test_view_says_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

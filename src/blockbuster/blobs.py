@@ -99,7 +99,7 @@ def detect_blobs(
         Rows then have a sigma, in voxels, for each axis.
     channel_axis : int, optional
         The axis of an array that holds channels. Known of stores that name their axes.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         As in `tile_process`.
     border : int or sequence of int, optional
         Voxels read beyond each side of a tile, for each axis of space. Default: enough for the result of the whole

@@ -244,6 +244,11 @@ def _segment(run: Run, progress: Progress) -> Facts:
     source = {name: value for name, value in _keywords(run, progress).items() if name in ("channel", "level")}
     method = make_method(options.get("method", "otsu"), image, dict(options.get("param", {})), **source)
     given = {"merge": method.merge, "overlap": method.overlap or 0, **_keywords(run, progress, "method", "param")}
+    if given["merge"] == "iou" and not given["overlap"]:
+        raise ParameterError(
+            "Objects are compared in what two tiles both read, so they need an overlap. Give --overlap, about two "
+            "objects wide, such as --overlap 64."
+        )
     blockbuster.tile_process(image, method.fn, write_to=run.paths["output"], **given)
     return {**_labelled(run, "labels"), "merge": given["merge"], "overlap": given["overlap"]}
 

@@ -124,14 +124,13 @@ def _one_or_several(words: str, kind: Callable[[str], Any], neither: str) -> Any
 
 
 def tile_shape(words: str) -> Any:
-    """Voxels per axis, or 'auto'."""
+    """Voxels per axis, or one number for all axes, or 'auto'."""
     if words == "auto":
         return words
     try:
-        values = ints(words)
+        return ints(words)
     except ValueError:
         raise ValueError(f"{words!r} is neither 'auto' nor ints with commas between") from None
-    return values if isinstance(values, tuple) else (values,)
 
 
 def block_ids(words: str) -> Any:
@@ -165,7 +164,11 @@ SOURCE = (
 MASK = (option("mask", "Path of an image that is 0 where nothing is to be done.", metavar="PATH", group="Image"),)
 TILES = (
     option(
-        "tile_shape", "Voxels per axis, such as 64,512,512; or 'auto'.", tile_shape, metavar="N,N,..", group="Tiles"
+        "tile_shape",
+        "Voxels per axis, such as 64,512,512; one number for all; or 'auto'.",
+        tile_shape,
+        metavar="N,N,..",
+        group="Tiles",
     ),
     option("block_ids", "Numbers of some tiles, row-major.", block_ids, metavar="N,N,..", group="Tiles"),
 )

@@ -63,7 +63,7 @@ def estimate_empty_tiles(
     ----------
     image : array_like or path
         As in `tile_process`.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         As in `tile_process`.
     threshold : float, optional
         Tiles whose maximum does not exceed it are empty. Default: Otsu's, of up to 2**18 voxels of at most 16 tiles

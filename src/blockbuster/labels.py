@@ -107,7 +107,7 @@ def label(
     by_value : bool, default False
         `image` holds labels: join neighbours of equal value only, as ``skimage.measure.label`` does. (On arrays with
         axes of one voxel that one may number differently; the objects are the same.)
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         As in `tile_process`. The result does not depend on it.
     numbering : {"raster", "tile"}, default "raster"
         "raster": 1..N by the first voxel of each object in C order, as scipy numbers; costs 8 bytes per label of a

@@ -151,7 +151,7 @@ def map_tiles(
         ``ndarray -> ndarray`` of the same shape, but for `drop_axis` and `new_axis`. Called exactly once per tile, with
         the tile and `overlap` voxels around it, clipped at the border of the image, never mirrored. It may write to
         what it is given. Must be picklable to leave this process.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Voxels of the image per tile and axis. None: its chunks; with `write_to` whole chunks or shards of the result,
         as in `copy`. Must span the axes in `drop_axis`; None and "auto" do. A callable gets ``(shape, dtype)``.
     overlap : int or tuple of int, default 0

@@ -114,11 +114,10 @@ def _otsu(image: Any, parameters: dict[str, Any], source: Mapping[str, Any]) -> 
 
 
 def _cellpose(image: Any, parameters: dict[str, Any], source: Mapping[str, Any]) -> Method:
-    from blockbuster.plugins.cellpose import cellpose_fn
+    from blockbuster.plugins.cellpose import DIAMETER, cellpose_fn
 
     made = cellpose_fn(**_normalized(image, parameters, source, 99))
-    diameter = parameters.get("diameter")
-    return Method(made, "iou", None if diameter is None else int(2 * diameter))
+    return Method(made, "iou", int(2 * (parameters.get("diameter") or DIAMETER)))
 
 
 def _stardist(image: Any, parameters: dict[str, Any], source: Mapping[str, Any]) -> Method:

@@ -65,7 +65,7 @@ def global_percentiles(
         For paths: the level of the pyramid. A coarse one makes a good estimate.
     mask : array_like or path, optional
         Of the shape of `image`. Only voxels where it is not 0 count.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Voxels per tile and axis, as in `tile_process`. The result does not depend on it.
     exact : bool, default True
         False: read an image of 64-bit floats twice in place of four times. Each voxel that a percentile lies between is

@@ -78,7 +78,7 @@ def downsample(
         Of the shape of the result. Only voxels within it are made; as in `copy`.
     block_ids : sequence of int, optional
         Row-major numbers of the tiles of the result to make; as in `copy`.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Voxels of the result that a task makes, as in `copy`. The result does not depend on it (splines:
         by less than what rounding makes of 64-bit numbers).
     chunks, shards, compression, zarr_format

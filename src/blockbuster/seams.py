@@ -180,7 +180,7 @@ def seam_index(
     ----------
     labels : array_like or path
         Any labels, 0 is background: as `image` in `tile_process`.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Of the tiles in which they were made, as in `tile_process`. None: that of the run that wrote them, where the
         store tells, else the chunks.
     axes : sequence of int, optional

@@ -81,7 +81,7 @@ def plan_array(
 
     Parameters
     ----------
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Of the result.
     axes : sequence of (int or None), optional
         Which axes of the image those of the result are. New ones are whole in each tile. Default: the same.

@@ -61,7 +61,7 @@ def map_tiles_to_table(
         the axes. Called exactly once per tile. Must be picklable to leave this process.
     columns : sequence of str
         Names of what a row has besides coordinates.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         As in `tile_process`.
     overlap : int or tuple of int, default 0
         Voxels read beyond each side of a tile: one for all axes, or one per axis.

@@ -84,7 +84,7 @@ def tile_process(
         ``ndarray -> ndarray`` of integers of the same shape, 0 for background. Called exactly once per tile, with the
         tile and `overlap` voxels around it, clipped at the border of the image, never mirrored. Must be picklable to
         leave this process.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Voxels per tile and axis. None: the chunks of the image. "auto": what fits the memory that is free now, see
         `auto_tile_shape`; not for runs that are to be resumed.
         A callable gets ``(shape, dtype)``.
@@ -259,7 +259,7 @@ def merge_tile_labels(
         Voxels by which each block of `labeled` reaches into its neighbours, as ``dask.array.overlap.overlap`` makes
         them with ``boundary="none"``: only for dask arrays, one block per tile. The result has the shape of the blocks
         without these margins.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         The tiles that were labelled one by one. Default: the chunks.
     sequential_labels, merge
         As in `tile_process`. Without an overlap choose "touching", "contact" or None.

@@ -12,14 +12,14 @@ import numpy as np
 from blockbuster.budget import auto_tile_shape
 from blockbuster.capacity import tile_budget
 from blockbuster.errors import GeometryError, ParameterError
-from blockbuster.grid import TileGrid
+from blockbuster.grid import TileGrid, per_axis
 from blockbuster.schedulers import active_scheduler
 from blockbuster.sources import Image, MemoryImage
 
 __all__ = ["TileShape", "check_block_ids", "make_grid", "make_writing_grid", "warn_of_amplification"]
 
 TileShape: TypeAlias = (
-    Sequence[int] | Literal["auto"] | Callable[[tuple[int, ...], np.dtype[Any]], Sequence[int]] | None
+    int | Sequence[int] | Literal["auto"] | Callable[[tuple[int, ...], np.dtype[Any]], Sequence[int]] | None
 )
 
 # Bytes of a tile that is worth a task of its own, and of the largest that is taken to read a block only once.
@@ -60,7 +60,7 @@ def make_writing_grid(
 
     Parameters
     ----------
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         None, "auto": few units, as many as hold a few MiB, or as span the blocks that are read where that fits.
     unit : sequence of int
         Voxels of a unit.
@@ -80,7 +80,8 @@ def make_writing_grid(
         if tile_shape not in (None, "auto"):
             raise _unknown(tile_shape)
         return TileGrid.regular(shape, _whole_units(shape, unit, voxel_bytes or dtype.itemsize, reads))
-    grid = TileGrid.regular(shape, tile_shape(tuple(shape), dtype) if callable(tile_shape) else tile_shape)
+    given = tile_shape(tuple(shape), dtype) if callable(tile_shape) else tile_shape
+    grid = TileGrid.regular(shape, per_axis("tile_shape", given, shape, minimum=1))
     if not grid.is_aligned(unit):
         raise GeometryError(
             f"tile_shape {grid.tile_shape} is not whole chunks or shards {tuple(unit)}: two tiles would write to "

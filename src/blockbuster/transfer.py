@@ -94,7 +94,7 @@ def copy(
         Of the shape of the copy. Only voxels within it, where it is not 0, are copied; the others stay as they are in
         an existing output, which `overwrite` must allow, and are 0 in a new one. Tiles wholly outside are neither read
         nor written.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Voxels that a task copies, per axis: whole chunks or shards of the copy. Default: some of these, enough for the
         chunks of the source to be read as few times as 256 MiB allow.
     block_ids : sequence of int, optional

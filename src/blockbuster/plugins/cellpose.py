@@ -23,6 +23,7 @@ from blockbuster.plugins.models import (
     existing,
     gpu_turn,
     is_path,
+    needing,
     refuse_options,
     scaled,
     segment,
@@ -51,7 +52,7 @@ _BATCH_SIZE = 8
 _CHANNELS = {3: 2, 4: 3}
 
 # Voxels that a cell measures in the image that a network is given.
-_DIAMETER = 30.0
+DIAMETER = 30.0
 # Bytes that Cellpose holds per voxel: of the tile, and of the image that the network is given; in planes, in volumes.
 # About twice what versions 3.1 and 4.2 were seen to hold, for it depends on how many cells there are.
 _TILE_BYTES = {False: 100, True: 160}
@@ -86,7 +87,8 @@ class Cellpose:
 
     def _label(self, channels: NDArray[np.float32]) -> NDArray[Any]:
         """Masks of Cellpose for channels, first axis."""
-        import torch
+        with needing("Cellpose"):
+            import torch
 
         model = self._model()
         chosen = self._chosen(channels)
@@ -340,7 +342,8 @@ def auto_tile_shape_cellpose(
 
 
 def _load(model: str, gpu: bool, use_bfloat16: bool) -> Any:
-    from cellpose import core, models
+    with needing("Cellpose"):
+        from cellpose import core, models
 
     major = _major()
     if os.path.isabs(model):
@@ -416,12 +419,12 @@ def _halved(batch_size: int) -> Iterator[int]:
 
 def _own_bytes(diameter: float | None, do_3D: bool) -> int:  # noqa: N803
     """Bytes that Cellpose holds per voxel of a tile, beside what any function does."""
-    zoom = _DIAMETER / (diameter or _DIAMETER)
+    zoom = DIAMETER / (diameter or DIAMETER)
     return math.ceil(_TILE_BYTES[do_3D] + _NETWORK_BYTES[do_3D] * zoom ** (3 if do_3D else 2))
 
 
 def _overlap(diameter: float | None) -> int:
-    return math.ceil(2 * (diameter or _DIAMETER))
+    return math.ceil(2 * (diameter or DIAMETER))
 
 
 def _is_number(value: Any) -> bool:

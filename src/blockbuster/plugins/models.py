@@ -24,6 +24,7 @@ __all__ = [
     "gpu_turn",
     "is_empty",
     "is_path",
+    "needing",
     "refuse_options",
     "scaled",
     "segment",
@@ -84,6 +85,24 @@ def gpu_turn(uses_gpu: bool) -> Iterator[None]:
     """
     with _process.gpu if uses_gpu else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def needing(library: str) -> Iterator[None]:
+    """Say what to install where a library is not there.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{library} is not installed where the tile is made ({error}). "
+            f"There: pip install 'blockbuster-imaging[{library.lower()}]'"
+        ) from error
 
 
 def is_path(model: str | os.PathLike[str]) -> bool:

@@ -22,6 +22,7 @@ from blockbuster.plugins.models import (
     existing,
     gpu_turn,
     is_path,
+    needing,
     refuse_options,
     scaled,
     segment,
@@ -197,8 +198,9 @@ def _check_folder(folder: str, dim: int) -> tuple[tuple[int, int], ...]:
 
 
 def _load(model: str, dim: Literal[2, 3]) -> Any:
-    from csbdeep.models.pretrained import get_registered_models
-    from stardist.models import StarDist2D, StarDist3D
+    with needing("StarDist"):
+        from csbdeep.models.pretrained import get_registered_models
+        from stardist.models import StarDist2D, StarDist3D
 
     kind = {2: StarDist2D, 3: StarDist3D}[dim]
     if os.path.isabs(model):

@@ -70,7 +70,7 @@ def report(
         that image; else that of the run, where it is stored and still there; else none.
     channel : int, str or None, default 0
         For paths: the channel of `image`; None where it has no such axis.
-    tile_shape : None, tuple of int, "auto" or callable
+    tile_shape : None, int, tuple of int, "auto" or callable
         Of the tiles in which it was made, as in `tile_process`, for results of others. Default: those of the run, where
         the store tells.
     max_faces : int, default 64
