@@ -118,13 +118,15 @@ class Killer:
 @pytest.fixture(scope="module")
 def run_until_killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
     """Runs in other processes."""
-    said = tmp_path_factory.mktemp("killed") / "stderr"
+    folder = tmp_path_factory.mktemp("killed")
+    said = folder / "stderr"
     with (
         open(said, "w") as file,
         subprocess.Popen(
             [sys.executable, "-m", "tests.drivers.killed"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            # A killed process leaves the folder of its cluster to whoever makes one next.
+            env={**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(folder)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
