@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-
 from blockbuster.errors import TileError
 from blockbuster.runlog import LogReader, State
 from blockbuster.schedulers import listening
@@ -180,8 +178,8 @@ class _Meter:
                 total=total,
                 n_tiles=self._n_tiles,
                 staged=staged,
-                skipped=self._told.n[State.SKIPPED],
-                failed=self._told.n[State.FAILED],
+                skipped=self._told.n(State.SKIPPED),
+                failed=self._told.n(State.FAILED),
                 scanned=counted.get("merging", 0),
                 relabelled=counted.get("writing", 0) if "staging" in counted else 0,
                 n_bytes=self._told.n_bytes,
@@ -206,10 +204,13 @@ class _Told:
 
     def __init__(self, log: str | None) -> None:
         self._reader = LogReader(log) if log is not None else None
-        self._states: dict[int, int] = {}
+        self._tiles: dict[int, set[int]] = {State.SKIPPED: set(), State.FAILED: set()}
         self._next = 0.0
-        self.n = dict.fromkeys(State, 0)
         self.n_bytes = 0
+
+    def n(self, state: State) -> int:
+        """Tiles that were skipped, or that failed and were not made since."""
+        return len(self._tiles[state])
 
     def look(self, *, at_once: bool = False) -> None:
         """Read what is new, if it was not done a moment ago."""
@@ -217,14 +218,16 @@ class _Told:
             return
         for _, entries in self._reader.new_entries():
             self.n_bytes += int(entries["n_bytes"].sum())
-            told = entries["state"] != State.DONE
-            # Of tiles that are done, only those count that had failed.
-            known = np.isin(entries["block_id"], np.fromiter(self._states, np.int64, len(self._states)))
-            for entry in entries[told | known]:
-                self._states[int(entry["block_id"])] = int(entry["state"])
-        for state in State:
-            self.n[state] = sum(known == state for known in self._states.values())
+            for state, tile in zip(entries["state"].tolist(), entries["block_id"].tolist(), strict=True):
+                self._note(tile, state)
         self._next = time.monotonic() + _INTERVAL
+
+    def _note(self, tile: int, state: int) -> None:
+        for other, tiles in self._tiles.items():
+            if other == state:
+                tiles.add(tile)
+            else:
+                tiles.discard(tile)
 
 
 class _Pace:
