@@ -17,6 +17,7 @@ import numpy as np
 import scipy.ndimage
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import MemoryStore, WrapperStore
 
 
 def assert_same_objects(actual: Any, expected: Any) -> None:
@@ -82,6 +83,19 @@ class Recording:
     def n_calls(self) -> int:
         """How often `fn` was called."""
         return len(self.blocks())
+
+
+class CountingStore(WrapperStore[MemoryStore]):
+    """A store that keeps which chunks were read."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.read: list[str] = []
+
+    async def get(self, key: str, *args: Any, **options: Any) -> Any:
+        if key.startswith("c/"):
+            self.read.append(key)
+        return await super().get(key, *args, **options)
 
 
 def digest(path: Path) -> dict[str, str]:

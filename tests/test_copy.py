@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, TransposeCodec, ZstdCodec
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import MemoryStore
 
 import blockbuster
 from blockbuster import (
@@ -42,7 +42,7 @@ from blockbuster import (
 )
 from blockbuster.casting import make_cast
 from blockbuster.graph import PassesGraph
-from tests.helpers import digest, leftovers, nothing_computed, write_ome_zarr
+from tests.helpers import CountingStore, digest, leftovers, nothing_computed, write_ome_zarr
 from tests.strategies import FLOATS, INTEGERS, chunkings, images, shapes, tile_shapes
 
 synchronous = pytest.mark.usefixtures("synchronous")
@@ -866,19 +866,6 @@ def test_what_is_not_copied_is_0_in_a_new_output_whatever_the_fill_value(
     made = copy(source, folder / "b.zarr", **options)
     np.testing.assert_array_equal(made.compute(), np.where(inside, image, 0))
     np.testing.assert_array_equal(copy(source, **options).compute(), np.where(inside, image, 0))
-
-
-class CountingStore(WrapperStore[MemoryStore]):
-    """A store that keeps which chunks were read."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        super().__init__(store)
-        self.read: list[str] = []
-
-    async def get(self, key: str, *args: Any, **options: Any) -> Any:
-        if key.startswith("c/"):
-            self.read.append(key)
-        return await super().get(key, *args, **options)
 
 
 def counting(image: NDArray[Any]) -> tuple[CountingStore, zarr.Array[Any]]:

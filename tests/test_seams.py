@@ -14,12 +14,13 @@ import zarr
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import MemoryStore
 
 import blockbuster
 from blockbuster.errors import GeometryError, ImageError, ParameterError, TileError
 from blockbuster.grid import TileGrid
 from blockbuster.seams import AxisSeams, Cuts, SeamIndex, grid_of_run, seam_index
+from tests.helpers import CountingStore
 from tests.strategies import label_images, shapes, tile_shapes
 
 synchronous = pytest.mark.usefixtures("synchronous")
@@ -213,19 +214,6 @@ def test_verdict_is_as_sure_as_the_counts_are(borders: Cuts, verdict: str) -> No
 
 
 # What is read
-
-
-class CountingStore(WrapperStore[MemoryStore]):
-    """A store that keeps which chunks were read."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        super().__init__(store)
-        self.read: list[str] = []
-
-    async def get(self, key: str, *args: Any, **options: Any) -> Any:
-        if key.startswith("c/"):
-            self.read.append(key)
-        return await super().get(key, *args, **options)
 
 
 @synchronous

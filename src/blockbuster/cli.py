@@ -142,12 +142,17 @@ class _Group(click.Group):
 
 
 def _keywords(run: Run, progress: Progress, *without: str) -> dict[str, Any]:
-    """The options of a run as an operation takes them."""
+    """The options of a run as an operation takes them that reports its progress."""
+    return {**_options(run, *without), "progress": progress}
+
+
+def _options(run: Run, *without: str) -> dict[str, Any]:
+    """The options of a run as a function takes them."""
     given = {name: value for name, value in run.options.items() if name not in without}
     for name in ("channel", "merge"):
         if given.get(name) == "none":
             given[name] = None
-    return {**given, "progress": progress}
+    return given
 
 
 def _labelled(run: Run, component: str) -> Facts:
@@ -228,8 +233,7 @@ def _info(run: Run, _progress: Progress) -> Facts:
 
 
 def _plan(run: Run, _progress: Progress) -> Facts:
-    given = _keywords(run, False, "fn", "progress")
-    given.pop("progress")
+    given = _options(run, "fn", "progress")
     operation = given.get("operation")
     if "fn" in run.options:
         given["fn"] = find_function(run.options["fn"])
@@ -241,7 +245,7 @@ def _plan(run: Run, _progress: Progress) -> Facts:
 
 def _segment(run: Run, progress: Progress) -> Facts:
     image, options = run.paths["image"], run.options
-    source = {name: value for name, value in _keywords(run, progress).items() if name in ("channel", "level")}
+    source = {name: value for name, value in _options(run).items() if name in ("channel", "level")}
     method = make_method(options.get("method", "otsu"), image, dict(options.get("param", {})), **source)
     given = {"merge": method.merge, "overlap": method.overlap or 0, **_keywords(run, progress, "method", "param")}
     if given["merge"] == "iou" and not given["overlap"]:
@@ -254,9 +258,7 @@ def _segment(run: Run, progress: Progress) -> Facts:
 
 
 def _report(run: Run, _progress: Progress) -> Facts:
-    given = _keywords(run, False)
-    given.pop("progress")
-    return {"report": blockbuster.report(run.paths["store"], **given)}
+    return {"report": blockbuster.report(run.paths["store"], **_options(run))}
 
 
 def _view(run: Run, _progress: Progress) -> Facts:

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "Destination",
     "discard_others",
     "done_before",
+    "kept_with",
     "lazy_store",
     "partial_of",
     "provenance",
@@ -175,6 +176,15 @@ def provenance(manifest: Manifest, dtype: Any, **facts: Any) -> dict[str, Any]:
     """What is kept with a result: the run, in words but for those of great length, and what it found."""
     told = {name: words for name, words in manifest.items() if len(words) <= _MOST_WORDS}
     return {"run": _result_id(manifest, dtype), "operation": manifest["operation"], "manifest": told, **facts}
+
+
+def kept_with(node: zarr.Array[Any] | zarr.Group) -> Mapping[str, Any]:
+    """What the last run that wrote to a node keeps with it, as `provenance` made it; empty for nodes of others."""
+    kept: Any = node.attrs.asdict().get("blockbuster", {})
+    if not isinstance(kept, Mapping):
+        return {}
+    runs = [one for one in kept.values() if isinstance(one, Mapping) and "operation" in one]
+    return kept if "operation" in kept or not runs else runs[-1]
 
 
 def done_before(to: Destination, manifest: Manifest, dtype: Any) -> dict[str, Any] | None:

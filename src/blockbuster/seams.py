@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
+from blockbuster.destination import kept_with
 from blockbuster.errors import GeometryError, ImageError, ParameterError
 from blockbuster.graph import Input, Pass, PassesGraph
 from blockbuster.grid import Region, Tile, TileGrid
@@ -302,9 +304,8 @@ def _grid_of_words(words: Any, overlap: Any) -> TileGrid:
 
 def _kept(image: Image) -> Mapping[str, Any]:
     """What was kept with labels by the run that wrote them."""
-    attributes = getattr(image.ref.open(), "attrs", None) if isinstance(image, StoredImage) else None
-    kept: Any = {} if attributes is None else dict(attributes).get("blockbuster", {})
-    return kept if isinstance(kept, Mapping) else {}
+    node = image.ref.open() if isinstance(image, StoredImage) else None
+    return kept_with(node) if isinstance(node, zarr.Array) else {}
 
 
 def _check_axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:

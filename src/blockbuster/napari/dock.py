@@ -25,6 +25,7 @@ from blockbuster.napari.background import Background
 from blockbuster.napari.controls import button, note
 from blockbuster.napari.form import Form
 from blockbuster.napari.jobs import (
+    TILED,
     Job,
     Source,
     Trial,
@@ -169,7 +170,7 @@ class BlockbusterDock(QWidget):
         form, picked = self.form, self.picked()
         n_axes = len(picked.kept) if picked is not None else 2
         operation = form.what.operation.currentData()
-        is_tiled = operation in ("segment", "label", "blobs")
+        is_tiled = operation in TILED
         merge = form.tiles.merge.currentData()
         return Job(
             operation=operation,
@@ -242,7 +243,7 @@ class BlockbusterDock(QWidget):
     def _enable(self) -> None:
         form, is_idle = self.form, not self.background.is_running
         has_image = self.picked() is not None
-        is_tiled = form.what.operation.currentData() in ("segment", "label", "blobs")
+        is_tiled = form.what.operation.currentData() in TILED
         form.hint.setVisible(not has_image)
         for part in (form.what, form.tiles, form.output, form.where):
             part.setEnabled(has_image)

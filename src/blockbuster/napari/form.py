@@ -22,14 +22,11 @@ from qtpy.QtWidgets import (
 from blockbuster.budget import cpu_count
 from blockbuster.napari.choices import MERGES, METHODS, OPERATIONS
 from blockbuster.napari.controls import Box, ParameterForm, button, combo, line, note, row
-from blockbuster.napari.jobs import WRITERS, Source
+from blockbuster.napari.jobs import LABELLING, TILED, WRITERS, Source
 from blockbuster.napari.layers import Picked, channel_axis, is_image, levels_of
 from blockbuster.napari.workers import Workers, why_no_slurm
 
 __all__ = ["Form", "ImageBox", "OutputBox", "TilesBox", "WhatBox", "WhereBox"]
-
-# Operations that look at an image tile by tile as the user says.
-_TILED = ("segment", "label", "blobs")
 
 
 class ImageBox(Box):
@@ -191,7 +188,7 @@ class TilesBox(Box):
 
     def show_for(self, operation: str) -> None:
         """Show what an operation can be told."""
-        self.setVisible(operation in _TILED)
+        self.setVisible(operation in TILED)
         for control in (self.overlap, self.merge, self.sentence):
             self.show_row(control, operation == "segment")
         self.show_row(self.skip_empty.parentWidget(), operation in ("segment", "blobs"))
@@ -242,7 +239,7 @@ def _suggested_store(operation: str, layer_name: str, source: Source | None) -> 
     """The OME-Zarr of the image for labels; else one in the working folder, or in that of the user."""
     if source is None:
         return ""
-    if source.home is not None and operation in ("segment", "label"):
+    if source.home is not None and operation in LABELLING:
         return source.home
     folder = Path.cwd() if os.access(Path.cwd(), os.W_OK) and Path.cwd() != Path("/") else Path.home()
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in layer_name)

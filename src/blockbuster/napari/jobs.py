@@ -22,6 +22,8 @@ from blockbuster.methods import Method, make_method
 from blockbuster.progress import RunProgress
 
 __all__ = [
+    "LABELLING",
+    "TILED",
     "WRITERS",
     "Job",
     "Operation",
@@ -42,6 +44,9 @@ Report: TypeAlias = Callable[[RunProgress], None]
 
 # Operations that write a store; spots are few enough to be handed back.
 WRITERS = ("segment", "label", "downsample", "pyramid")
+# Those that look at an image tile by tile as the user says, and those that make labels.
+TILED = ("segment", "label", "blobs")
+LABELLING = ("segment", "label")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +127,7 @@ class Job:
     @property
     def makes_labels(self) -> bool:
         """Whether the result is a label image."""
-        return self.operation in ("segment", "label")
+        return self.operation in LABELLING
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,7 +344,7 @@ def check_store(job: Job) -> None:
     """
     if not job.store:
         raise ParameterError("The result has no place. Choose a zarr store to write it to.")
-    if not job.name and job.operation in ("segment", "label"):
+    if not job.name and job.makes_labels:
         raise ParameterError("The result has no name. Give one, such as cells.")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import zarr
 
+from blockbuster.destination import kept_with
 from blockbuster.errors import GeometryError, ImageError, OutputError, OutputExistsError, ParameterError
 from blockbuster.files import write_whole
 from blockbuster.image_files import ImageFile, open_file
@@ -231,7 +232,7 @@ def _opened(path: str, target: Path, tile_shape: TileShape, log: str | os.PathLi
     levels = tuple(from_file(file, channel=None, level=level) for level in range(len(file.refs)))
     with reading(path):
         node = open_node(file.path)
-    kept = _kept(node)
+    kept = kept_with(node)
     finest = levels[0]
     grid = grid_of_run(kept, finest.shape) if tile_shape is None else make_grid(finest, tile_shape, 0)
     return Result(
@@ -243,15 +244,6 @@ def _opened(path: str, target: Path, tile_shape: TileShape, log: str | os.PathLi
         grid=grid,
         is_labels=_is_labels(node, kept, finest),
     )
-
-
-def _kept(node: zarr.Array[Any] | zarr.Group) -> Mapping[str, Any]:
-    """What the last run that wrote to a node keeps with it."""
-    kept: Any = node.attrs.asdict().get("blockbuster", {})
-    if not isinstance(kept, Mapping):
-        return {}
-    runs = [one for one in kept.values() if isinstance(one, Mapping) and "operation" in one]
-    return kept if "operation" in kept or not runs else runs[-1]
 
 
 def _is_labels(node: zarr.Array[Any] | zarr.Group, kept: Mapping[str, Any], finest: StoredImage) -> bool:
